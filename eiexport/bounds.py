@@ -1,0 +1,138 @@
+"""Values with running error bounds: what an engine of a given dtype may have computed instead.
+
+Each value is (x, e, k): float64 value, bound on |engine - x|, and an exponent k such that x is a multiple of 2**k
+(None: unknown). Sums whose terms all lie on one grid and fit the engine's mantissa are exact in any order, so they
+add no error: integer-valued inputs that land on a threshold leave no room for an "explained" tie.
+Standard model fl(a op b) = (a op b)(1 + d), |d| <= u; n-term sums in any order: n u sum|terms| (Higham 2002, ch. 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eiexport.ops import Ints, NumpyOps, Window
+
+
+class Bounded(NamedTuple):
+    x: np.ndarray
+    e: np.ndarray
+    k: int | None
+
+    @property
+    def shape(self) -> Ints:
+        return self.x.shape
+
+
+def grid(a: np.ndarray) -> int | None:
+    """Largest k in 0, -2, ... -24 such that all entries are multiples of 2**k, else None."""
+    found: int | None = None
+    for k in (-24, -12, -6, -4, -2, 0):
+        y = np.ldexp(a, -k)
+        if (y != np.rint(y)).any():
+            break
+        found = k
+    return found
+
+
+class BoundedOps:
+    """Float64 values with the error bound of an engine that computes in `dtype` ("float32" or "float64")."""
+
+    name = "bounds"
+
+    def __init__(self, dtype: str) -> None:
+        # both sides round: the engine in its dtype, this computation in float64
+        self.u = float(np.finfo(dtype).eps) / 2 + 2.0**-53
+        self.limit = 2.0 ** (np.finfo(dtype).nmant + 1)
+        self.np = NumpyOps()
+
+    def exact(self, x: np.ndarray) -> Bounded:
+        """A value that the engine holds too: a recorded output, an input."""
+        return Bounded(x, np.zeros_like(x), grid(x))
+
+    def const(self, a: np.ndarray) -> Bounded:
+        a = np.asarray(a, np.float64)
+        k = grid(a)
+        return Bounded(a, np.zeros_like(a) if self._fits(np.abs(a), k) else self.u * np.abs(a), k)
+
+    def zeros(self, shape: Ints) -> Bounded:
+        return Bounded(np.zeros(shape), np.zeros(shape), 0)
+
+    def add(self, a: Any, b: Any) -> Bounded:
+        a, b = self._lift(a), self._lift(b)
+        return self._sum(a.x + b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k))
+
+    def sub(self, a: Any, b: Any) -> Bounded:
+        a, b = self._lift(a), self._lift(b)
+        return self._sum(a.x - b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k))
+
+    def mul(self, a: Any, b: Any) -> Bounded:
+        a, b = self._lift(a), self._lift(b)
+        x = a.x * b.x
+        return self._sum(x, np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e, np.abs(x), 1, _both(a.k, b.k))
+
+    def gate(self, x: Bounded) -> Bounded:
+        y = self.np.gate(x.x)
+        # slope at most 1/4; exp and the division are good to a few units in the last place
+        return Bounded(y, x.e / 4 + 8 * self.u * y, None)
+
+    def fire(self, v: Bounded, threshold: Any, compare: str) -> Bounded:
+        return self.exact(self.np.fire(v.x, self._lift(threshold).x, compare))
+
+    def sign(self, x: Bounded) -> Bounded:
+        return self.exact(np.sign(x.x))
+
+    def linear(self, x: Bounded, weight: Bounded, bias: Bounded | None) -> Bounded:
+        return self._product(x, weight, bias, lambda a, w: self.np.linear(a, w, None))
+
+    def conv(self, x: Bounded, weight: Bounded, bias: Bounded | None, window: Window) -> Bounded:
+        if bias is not None:
+            wide = (-1, *[1] * len(window.stride))
+            bias = Bounded(bias.x.reshape(wide), bias.e.reshape(wide), bias.k)
+        return self._product(x, weight, bias, lambda a, w: self.np.conv(a, w, None, window))
+
+    def pool(self, x: Bounded, kernel: Ints, window: Window) -> Bounded:
+        def pooled(a: np.ndarray) -> np.ndarray:
+            return self.np.pool(a, kernel, window)
+
+        return self._sum(pooled(x.x), pooled(x.e), pooled(np.abs(x.x)), int(np.prod(kernel)), x.k)
+
+    def reshape(self, x: Bounded, shape: Ints) -> Bounded:
+        return Bounded(self.np.reshape(x.x, shape), self.np.reshape(x.e, shape), x.k)
+
+    def stop_gradient(self, x: Bounded) -> Bounded:
+        return x
+
+    def _lift(self, a: Any) -> Bounded:
+        return a if isinstance(a, Bounded) else self.const(np.asarray(a, np.float64))
+
+    def _fits(self, magnitude: np.ndarray, k: int | None) -> bool:
+        return k is not None and (magnitude.size == 0 or float(magnitude.max()) * 2.0**-k < self.limit)
+
+    def _sum(self, x: np.ndarray, e: np.ndarray, magnitude: np.ndarray, n: int, k: int | None) -> Bounded:
+        """A sum of n + 1 terms with propagated error e; `magnitude` = sum of |terms|."""
+        if self._fits(magnitude + e, k):
+            return Bounded(x, np.broadcast_to(e, x.shape), k)
+        return Bounded(x, e + n * self.u * (magnitude + e), k)
+
+    def _product(self, x: Bounded, weight: Bounded, bias: Bounded | None, apply: Any) -> Bounded:
+        """Sum of products; an engine may start its accumulator at the bias, so that is one more term of the sum."""
+        y, k, w = apply(x.x, weight.x), _both(x.k, weight.k), np.abs(weight.x)
+        magnitude = apply(np.abs(x.x), w)
+        inexact = bool(x.e.any() or weight.e.any())
+        if bias is not None:
+            y, magnitude, k = y + bias.x, magnitude + np.abs(bias.x), _least(k, bias.k)
+            inexact = inexact or bool(bias.e.any())
+        if not inexact and self._fits(magnitude, k):
+            return Bounded(y, np.zeros_like(y), k)
+        relative = (weight.x[0].size + 3) * self.u  # products, sums, and the parameters' own rounding
+        return Bounded(y, relative * magnitude + ((1 + relative) * apply(x.e, w) if x.e.any() else 0.0), k)
+
+
+def _least(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else min(a, b)
+
+
+def _both(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b

@@ -1,0 +1,164 @@
+"""`eiexport`: lower a trained network to NIR, run it on back ends, and prove its spikes equal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from eiexport.errors import ExportError
+from eiexport.progress import wide_console
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+console = wide_console()
+
+EXAMPLES = (
+    "Examples: `eiexport runs/backei-digits --target reference --target torch --target lava` · "
+    "`eiexport net.nir --input spikes.npy --target lava --dt 1e-4 --integrator euler` · "
+    "`eiexport --list-targets` · `eiexport --compare a.h5 b.h5`. "
+    "Exit code 0: every comparison holds; 1: a target differs, failed or is unsupported; 2: the request was refused."
+)
+
+
+@app.command(epilog=EXAMPLES)
+def main_command(
+    model: Annotated[Path | None, typer.Argument(help="A run folder of `eitrain fit`, or a .nir file.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Where to run; may be repeated. See --list-targets.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Input of a .nir file: .npy or .h5, (samples, steps, *neurons).")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="How many test samples; default 100, or all of --input.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default RUN/export or MODEL-export.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best or last, of a run folder.")] = "best",
+    dt: Annotated[float | None, typer.Option(help="Time step in seconds, where the graph does not say it.")] = None,
+    integrator: Annotated[
+        str | None, typer.Option(help="euler or exponential, where the graph does not say it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for torch.")] = "cpu",
+    list_targets: Annotated[
+        bool, typer.Option("--list-targets", help="Node kinds x targets: how exact, held against what.")
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.h5 B.h5", help="Compare two trace files; B is the reference.")
+    ] = None,
+) -> None:
+    """Lower a network to NIR with signed spikes and gates, run it on TARGETs, and compare every spike."""
+    try:
+        if list_targets:
+            code = _list_targets()
+        elif compare is not None:
+            code = _compare(*compare)
+        elif model is None:
+            raise ExportError("nothing to export: give a run folder or a .nir file; see eiexport --help")
+        else:
+            code = _export(model, target or ["reference"], source, samples, out, checkpoint, dt, integrator, device)
+    except ExportError as e:
+        print(f"eiexport: {e}", file=sys.stderr)
+        code = 2
+    except OSError as e:
+        if e.errno is None:
+            raise
+        where = e.filename or "output"
+        print(f"eiexport: {where}: {e.strerror}; check the path, its permissions and free space", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("eiexport: interrupted", file=sys.stderr)
+        code = 130
+    raise typer.Exit(code)
+
+
+def _export(
+    path: Path,
+    targets: list[str],
+    source: Path | None,
+    samples: int | None,
+    out: Path | None,
+    checkpoint: str,
+    dt: float | None,
+    integrator: str | None,
+    device: str,
+) -> int:
+    from eiexport import report
+    from eiexport.model import open_graph
+    from eiexport.progress import bar
+    from eiexport.session import Settings, export
+
+    if path.is_dir():
+        from eitrain.export import open_run
+
+        if source is not None:
+            raise ExportError(f"{path} is a run folder: its input are its test samples, leave --input out")
+        count = 100 if samples is None else samples
+        model = open_run(path, checkpoint=checkpoint, samples=count, device=device)
+        folder = out or path / "export"
+    else:
+        if not path.exists():
+            raise ExportError(f"{path}: no such run folder or file")
+        if source is None:
+            raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
+        model = open_graph(path, source, samples)
+        folder = out or path.with_name(f"{path.stem}-export")
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder}: exists and is no folder; choose another --out")
+    settings = Settings(tuple(targets), folder, dt, integrator, device)
+    with bar() as progress:
+        found = export(model, settings, progress)
+    console.print(f"{found.model}: {found.samples} samples, {found.steps} steps", markup=False)
+    report.table(found, console)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    return 0 if found.ok else 1
+
+
+def _compare(first: Path, second: Path) -> int:
+    from eiexport.trace import compare_files, earliest
+
+    results, remarks = compare_files(first, second)
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "entries", "differ", "spikes A", "spikes B"):
+        table.add_column(column, justify="left" if column == "node" else "right")
+    for name, r in results.items():
+        mark = f"{name} (silent)" if r.silent else name
+        table.add_row(mark, f"{r.entries:,}", f"{r.mismatches:,}", f"{r.spikes:,}", f"{r.spikes_reference:,}")
+    console.print(table)
+    for text in remarks:
+        console.print(text, markup=False)
+    found = earliest(results, sorted(results))
+    if found is not None:
+        console.print(f"first divergence: {found}", markup=False)
+    elif not any(r.entries for r in results.values()):
+        console.print("nothing was compared")
+        return 1
+    else:
+        console.print(
+            "equal" if any(not r.silent for r in results.values()) else "equal, but silent: this proves nothing"
+        )
+    return 0 if found is None else 1
+
+
+def _list_targets() -> int:
+    from eiexport.nodes import PREPARE
+    from targets import base
+
+    targets = {n: base.get(n) for n in base.REGISTRY}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("node kind", no_wrap=True)
+    for name in targets:
+        table.add_column(name)
+    for kind in PREPARE:
+        if kind not in ("Input", "Output"):
+            table.add_row(kind, *(str(t.claims.get(kind, base.Claim("no"))) for t in targets.values()))
+    console.print(table)
+    for name, t in targets.items():
+        console.print(f"{name}: {(t.__doc__ or '').strip().splitlines()[0]} {t.setup}".rstrip(), markup=False)
+    return 0
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

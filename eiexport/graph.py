@@ -1,0 +1,340 @@
+"""Read, write, check, order and show NIR graphs: a verified `Network` or a GraphError, nothing between."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+
+from eiexport import nodes
+from eiexport.alphabet import REAL, Alphabet
+from eiexport.errors import GraphError
+from eiexport.ops import Ints
+from eiexport.steps import Clock, Step
+
+INTEGRATORS = ("euler", "exponential")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A verified graph, ready to run.
+
+    order: strongly connected components in topological order; a component of several nodes, or of one with a
+    self-edge, is a cycle and runs step by step, the others are folded over time. Inside a cycle the nodes stand in
+    an order in which only delays look back.
+    """
+
+    graph: nir.NIRGraph
+    clock: Clock
+    steps: dict[str, Step]
+    shapes: dict[str, Ints]  # neuron shape of each node's output
+    sources: dict[str, tuple[str, ...]]
+    order: tuple[tuple[str, ...], ...]
+    cycles: frozenset[str]
+    alphabets: dict[str, Alphabet] = field(default_factory=dict)
+
+    @property
+    def input(self) -> str:
+        return next(n for n, node in self.graph.nodes.items() if isinstance(node, nir.Input))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(sorted(n for n, node in self.graph.nodes.items() if isinstance(node, nir.Output)))
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Nodes whose output is a trace: neurons, and whatever feeds an output directly."""
+        ends = {s for o in self.outputs for s in self.sources[o]}
+        flat = (n for component in self.order for n in component)
+        return tuple(n for n in flat if self.steps[n].neuron or (n in ends and n != self.input))
+
+    def input_shape(self, name: str) -> Ints:
+        """Neuron shape that enters a node."""
+        return self.shapes[self.sources[name][0]] if self.sources[name] else self.shapes[name]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place only when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> nir.NIRGraph:
+    """Read a .nir file, stock or with extension nodes; raises GraphError in one line for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file; give a .nir file or a run folder")
+    try:
+        with h5py.File(path, "r") as f:
+            if "node" not in f:
+                raise GraphError(f"{path}: an HDF5 file, but not NIR (no group 'node'); is it a trace or a .net file?")
+            d = nir.serialization.hdf2dict(f["node"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as e:
+        # h5py tells damage in all of these ways
+        raise GraphError(f"{path}: not readable as HDF5, truncated or corrupt ({_line(e)})") from None
+    try:
+        found, edges = d["nodes"], d["edges"]
+        graph_nodes = {}
+        for name, fields in found.items():
+            try:
+                graph_nodes[name] = nodes.from_dict(fields)
+            except GraphError as e:
+                raise GraphError(f"{path}: node {name!r}: {e}") from None
+        pairs = [(_str(a), _str(b)) for a, b in edges]
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError) as e:
+        raise GraphError(f"{path}: not a NIR graph ({type(e).__name__}: {_line(e)}); write it again") from None
+    return nir.NIRGraph(graph_nodes, pairs, metadata=d.get("metadata", {}), type_check=False)
+
+
+def write(graph: nir.NIRGraph, path: str | Path) -> None:
+    """Write a graph; the file appears whole or not at all. Raises GraphError for names that HDF5 cannot hold."""
+    for name in graph.nodes:
+        if "/" in name or name in ("", "."):
+            raise GraphError(f"node {name!r}: a name must not be empty or hold '/'; rename it")
+    for name, node in graph.nodes.items():
+        empty = [k for k, v in node.to_dict().items() if v is None]
+        if empty:
+            raise GraphError(f"node {name!r}: {empty[0]} is None, which HDF5 cannot hold; fill it in")
+    with replacing(Path(path)) as temporary:
+        nir.write(temporary, graph)
+
+
+def stamp(graph: nir.NIRGraph, *, dt: float, integrator: str, dtype: str, **provenance: Any) -> nir.NIRGraph:
+    """The same graph with the metadata group `eiexport`, which asserts dt, integrator and dtype."""
+    group = {"schema": 1, "dt": float(dt), "integrator": integrator, "dtype": dtype, "exact_for": dtype}
+    metadata = {**graph.metadata, "eiexport": {**group, "provenance": provenance or {"tool": "eiexport"}}}
+    return nir.NIRGraph(dict(graph.nodes), list(graph.edges), metadata=metadata, type_check=False)
+
+
+def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> Clock:
+    """dt and integrator from the metadata, or given by the user; refused when neither says, or when they disagree."""
+    meta = graph.metadata.get("eiexport", {}) if isinstance(graph.metadata, dict) else {}
+    for name, given, flag in (("dt", dt, "--dt SECONDS"), ("integrator", integrator, "--integrator euler|exponential")):
+        if name not in meta and given is None:
+            raise GraphError(f"the graph does not say its {name}, and spikes depend on it: give {flag}")
+        if name in meta and given is not None and _str(meta[name]) != given:
+            raise GraphError(f"the graph was made for {name} = {_str(meta[name])}, not {given}: leave {flag} out")
+    step = float(meta.get("dt", dt))  # type: ignore[arg-type]  # one of both is there
+    kind = _str(meta.get("integrator", integrator))
+    if not (math.isfinite(step) and step > 0):
+        raise GraphError(f"dt must be a positive number, found {step}")
+    if kind not in INTEGRATORS:
+        raise GraphError(f"integrator {kind!r}; valid: {', '.join(INTEGRATORS)}")
+    return Clock(step, kind)
+
+
+def check(
+    graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None, alphabet: Alphabet = REAL
+) -> Network:
+    """Verify a graph and return it as a Network; `alphabet` is what the input carries.
+
+    Raises GraphError for a missing edge end, duplicate or missing inputs, unknown kinds, non-finite or misshapen
+    parameters, two nodes whose shapes differ, a cycle without delay or without neuron, unreachable nodes.
+    """
+    clock = clock_of(graph, dt, integrator)
+    sources = _sources(graph)
+    steps: dict[str, Step] = {}
+    for name, node in graph.nodes.items():
+        try:
+            steps[name] = nodes.prepare(node, clock)
+        except GraphError as e:
+            raise GraphError(f"node {name!r} ({type(node).__name__}): {e}") from None
+        except (AttributeError, TypeError, ValueError, IndexError) as e:
+            raise GraphError(f"node {name!r} ({type(node).__name__}): malformed fields ({e})") from None
+    order, cycles = _order(steps, sources)
+    shapes, alphabets = _infer(graph, steps, sources, order, alphabet)
+    return Network(graph, clock, steps, shapes, sources, order, cycles, alphabets)
+
+
+def show(network: Network) -> str:
+    """Stable text form: one line a node in execution order, independent of dictionary order."""
+    clock = network.clock
+    lines = [f"graph dt={clock.dt:g} integrator={clock.integrator}"]
+    for component in network.order:
+        for name in component:
+            node = network.graph.nodes[name]
+            mark = "~ " if name in network.cycles else "  "
+            came = f" <- {', '.join(network.sources[name])}" if network.sources[name] else ""
+            shape = "x".join(map(str, network.shapes[name]))
+            text = f"{mark}{name}: {type(node).__name__} {shape} {network.alphabets[name]}{came}"
+            lines.append(text + "".join(f" {k}={v}" for k, v in _details(network.steps[name])))
+    return "\n".join(lines)
+
+
+def _details(step: Step) -> Iterator[tuple[str, str]]:
+    for key, value in vars(step).items():
+        if isinstance(value, Step):
+            inner = " ".join(f"{k}={v}" for k, v in _details(value))
+            yield key, f"{type(value).__name__}({inner})"
+        elif isinstance(value, np.ndarray):
+            yield key, f"{value:g}" if value.ndim == 0 else f"array{list(value.shape)}"
+        elif value is not None and value != () and key != "shape":
+            yield key, str(value).replace(" ", "")
+
+
+def _str(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _line(e: Exception) -> str:
+    return str(e).splitlines()[0] if str(e) else type(e).__name__
+
+
+def _sources(graph: nir.NIRGraph) -> dict[str, tuple[str, ...]]:
+    names = set(graph.nodes)
+    seen: set[tuple[str, str]] = set()
+    for a, b in graph.edges:
+        for end, side in ((a, "starts at"), (b, "ends at")):
+            if end not in names:
+                raise GraphError(
+                    f"edge {a!r} -> {b!r} {side} {end!r}, which is no node; nodes: {', '.join(sorted(names))}"
+                )
+        if (a, b) in seen:
+            raise GraphError(f"edge {a!r} -> {b!r} stands twice; NIR sums edges, so weight it by a Scale node instead")
+        seen.add((a, b))
+    inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
+    if len(inputs) != 1:
+        raise GraphError(f"a graph needs exactly one Input node, found {len(inputs)}: {', '.join(sorted(inputs))}")
+    if not any(isinstance(node, nir.Output) for node in graph.nodes.values()):
+        raise GraphError("a graph needs an Output node, found none")
+    sources = {n: tuple(sorted(a for a, b in seen if b == n)) for n in sorted(names)}
+    for name, came in sources.items():
+        if not came and name != inputs[0]:
+            raise GraphError(f"node {name!r} has no incoming edge; connect it or remove it")
+    if sources[inputs[0]]:
+        raise GraphError(f"Input {inputs[0]!r} has an incoming edge from {sources[inputs[0]][0]!r}; remove it")
+    return sources
+
+
+def components(sources: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Strongly connected components in topological order (Tarjan), stable under renaming of the dictionary's order."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[tuple[str, ...]] = []
+    for root in sorted(sources):
+        if root in index:
+            continue
+        work: list[tuple[str, Iterator[str]]] = [(root, iter(sources[root]))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        while work:
+            name, rest = work[-1]
+            for source in rest:
+                if source not in index:
+                    index[source] = low[source] = len(index)
+                    stack.append(source)
+                    work.append((source, iter(sources[source])))
+                    break
+                if source in stack:
+                    low[name] = min(low[name], index[source])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[name])
+                if low[name] == index[name]:
+                    cut = stack.index(name)
+                    found.append(tuple(sorted(stack[cut:])))
+                    del stack[cut:]
+    return found  # following edges backwards, Tarjan emits sources first
+
+
+def _order(
+    steps: dict[str, Step], sources: dict[str, tuple[str, ...]]
+) -> tuple[tuple[tuple[str, ...], ...], frozenset[str]]:
+    order: list[tuple[str, ...]] = []
+    cyclic: set[str] = set()
+    for component in components(sources):
+        if len(component) == 1 and component[0] not in sources[component[0]]:
+            order.append(component)
+            continue
+        cyclic.update(component)
+        names = " -> ".join(component)
+        if not any(steps[n].neuron for n in component):
+            raise GraphError(f"cycle {names} holds no neuron; a loop of connections alone has no meaning")
+        inside = {n: () if breaks_cycle(steps[n]) else _within(sources[n], component) for n in component}
+        inner = components(inside)
+        if any(len(c) > 1 or c[0] in inside[c[0]] for c in inner):
+            raise GraphError(f"cycle {names} has no delay of at least one step; add a Delay node on the way back")
+        order.append(tuple(n for c in inner for n in c))
+    return tuple(order), frozenset(cyclic)
+
+
+def breaks_cycle(step: Step) -> bool:
+    """True for a delay of at least one step everywhere: its output does not need its present input."""
+    return getattr(step, "shortest", 0) >= 1
+
+
+def _within(names: tuple[str, ...], component: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(n for n in names if n in component)
+
+
+def _infer(
+    graph: nir.NIRGraph,
+    steps: dict[str, Step],
+    sources: dict[str, tuple[str, ...]],
+    order: tuple[tuple[str, ...], ...],
+    alphabet: Alphabet,
+) -> tuple[dict[str, Ints], dict[str, Alphabet]]:
+    shapes: dict[str, Ints] = {}
+    alphabets: dict[str, Alphabet] = {}
+    for component in order:
+        waiting = list(component)
+        while waiting:
+            # round a cycle, shapes are told by whichever source is known first
+            name = next((n for n in waiting if not sources[n] or any(s in shapes for s in sources[n])), "")
+            if not name:
+                raise GraphError(f"node {waiting[0]!r}: its shape cannot be told, only its own cycle feeds it")
+            waiting.remove(name)
+            known = [s for s in sources[name] if s in shapes]
+            if not known:
+                shapes[name] = _input_shape(graph, name)
+                alphabets[name] = alphabet
+                continue
+            source, shape = known[0], shapes[known[0]]
+            try:
+                shapes[name] = steps[name].output_shape(shape)
+            except ValueError as e:
+                raise GraphError(f"nodes {source!r} and {name!r} do not fit: {source!r} gives {shape}, {e}") from None
+            total = alphabets[known[0]]
+            for other in known[1:]:
+                total = total + alphabets[other]
+            # a value that comes back round a cycle is not bounded by this pass
+            alphabets[name] = steps[name].alphabet(total if len(known) == len(sources[name]) else REAL)
+        for name in component:
+            for source in sources[name]:
+                if shapes[source] != shapes[sources[name][0]]:
+                    raise GraphError(
+                        f"nodes {sources[name][0]!r} {shapes[sources[name][0]]} and {source!r} {shapes[source]} "
+                        f"are summed into {name!r}, but their shapes differ"
+                    )
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.Output) and node.output_type.get("output") is not None:
+            declared = tuple(int(v) for v in np.atleast_1d(node.output_type["output"]))
+            if declared != shapes[name]:
+                raise GraphError(f"Output {name!r} declares {declared}, but {sources[name][0]!r} gives {shapes[name]}")
+    return shapes, alphabets
+
+
+def _input_shape(graph: nir.NIRGraph, name: str) -> Ints:
+    value = graph.nodes[name].input_type.get("input")
+    if value is None:
+        raise GraphError(f"Input {name!r} does not say its shape")
+    shape = tuple(int(v) for v in np.atleast_1d(np.asarray(value)))
+    if any(n < 1 for n in shape):
+        raise GraphError(f"Input {name!r} has shape {shape}; every axis needs at least one entry")
+    return shape

@@ -1,0 +1,54 @@
+"""Progress with ETA on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def wide_console() -> Console:
+    """Prints to stdout; into a file or a pipe, tables are not squeezed into 80 columns."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=140)
+
+
+class Bar:
+    """Call it with (what, done, total); `line` prints something that stays. `every`: seconds between plain lines."""
+
+    def __init__(self, progress: Progress | None, console: Console, every: float = 10.0) -> None:
+        self._progress, self._console, self._every = progress, console, every
+        self._what, self._began, self._last = "", 0.0, 0.0
+        self._task = progress.add_task("", total=None, visible=False) if progress else None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._last = what, now, now
+            if self._progress and self._task is not None:
+                self._progress.reset(self._task, description=what, total=total, visible=True)
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+        elif now - self._last >= self._every and done < total:
+            self._last = now
+            left = (now - self._began) / max(1, done) * (total - done)
+            self._console.print(f"{what}: {done}/{total}, about {left:.0f} s left")
+
+    def line(self, text: str) -> None:
+        (self._progress.console if self._progress else self._console).print(text)
+
+
+@contextmanager
+def bar() -> Iterator[Bar]:
+    """A progress bar on stderr where that is a terminal; lines go to stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    if not sys.stderr.isatty():
+        yield Bar(None, out)
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress, out)

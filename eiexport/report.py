@@ -1,0 +1,256 @@
+"""The report of an export: JSON for scripts, one self-contained HTML page and a printed table for people."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment
+from rich.console import Console
+from rich.table import Table
+
+from eiexport import __version__
+from eiexport.graph import Network, replacing, show
+from eiexport.trace import Divergence, NodeResult, TraceFile, earliest
+
+matplotlib.use("Agg")  # files only: no display needed
+import matplotlib.pyplot as plt
+from matplotlib.colors import BoundaryNorm, ListedColormap
+
+NEURONS = 96  # rows of a raster
+SPIKES = ListedColormap(["#4c72b0", "#ffffff", "#c44e52"])  # -1, 0, +1
+
+
+@dataclass
+class Row:
+    """One target's result; status "equal" | "explained" | "differs" | "unsupported" | "failed"."""
+
+    name: str
+    status: str
+    compared_with: str
+    dtype: str = "float64"
+    evidence: str = ""
+    engine: dict[str, str] = field(default_factory=dict)
+    results: dict[str, NodeResult] = field(default_factory=dict)
+    free: dict[str, NodeResult] = field(default_factory=dict)
+    processes: dict[str, str] = field(default_factory=dict)
+    latency: dict[str, int] = field(default_factory=dict)
+    accuracy: float | None = None
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status in ("equal", "explained")
+
+    def total(self, key: str) -> int:
+        return sum(getattr(r, key) for r in self.results.values())
+
+    @property
+    def free_running(self) -> int:
+        return sum(r.mismatches for r in self.free.values())
+
+    def first(self, network: Network) -> Divergence | None:
+        """The first divergence from the meaning; where there is none, from the reference's own run."""
+        order = [n for c in network.order for n in c]
+        return earliest(self.results, order) or earliest(self.free, order)
+
+    def to_json(self, network: Network) -> dict[str, Any]:
+        first = self.first(network)
+        nodes = {
+            name: {
+                "entries": r.entries,
+                "mismatches": r.mismatches,
+                "explained_ties": r.explained_ties,
+                "margin": r.margin,
+                "spikes": r.spikes,
+                "spikes_reference": self.free[name].spikes_reference if name in self.free else r.spikes_reference,
+                "negative": r.negative,
+                "silent": r.silent,
+                "largest_difference": r.largest,
+                "process": self.processes.get(name, ""),
+            }
+            for name, r in self.results.items()
+        }
+        return {
+            "status": self.status,
+            "message": self.message,
+            "compared_with": self.compared_with,
+            "class": "float",
+            "dtype": self.dtype,
+            "evidence": self.evidence,
+            "engine": self.engine,
+            "entries": self.total("entries"),
+            "mismatches": self.total("mismatches"),
+            "explained_ties": self.total("explained_ties"),
+            "free_running_mismatches": self.free_running,
+            "first_divergence": None if first is None else {**vars(first), "words": str(first)},
+            "accuracy": self.accuracy,
+            "latency": self.latency,
+            "seconds": round(self.seconds, 3),
+            "nodes": nodes,
+        }
+
+
+@dataclass
+class Report:
+    """Everything one export found out."""
+
+    model: str
+    samples: int
+    steps: int
+    network: Network
+    reference: Row
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+    chance: float | None = None
+
+    @property
+    def output_silent(self) -> bool:
+        """No output neuron of the reference spiked: equality at the output then proves little."""
+        ends = {s for o in self.network.outputs for s in self.network.sources[o]}
+        found = [r for n, r in self.reference.results.items() if n in ends]
+        return bool(found) and all(r.spikes == 0 for r in found)
+
+    @property
+    def ok(self) -> bool:
+        return all(r.ok for r in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "version": __version__,
+            "samples": self.samples,
+            "steps": self.steps,
+            "dt": self.network.clock.dt,
+            "integrator": self.network.clock.integrator,
+            "output_silent": self.output_silent,
+            "notes": self.notes,
+            "reference": {
+                "name": self.reference.name,
+                "class": "float",
+                "dtype": self.reference.dtype,
+                "status": self.reference.status,
+                "accuracy": self.reference.accuracy,
+            },
+            "targets": {r.name: r.to_json(self.network) for r in self.rows},
+        }
+
+
+def write(report: Report, out: Path) -> None:
+    """DIR/report.json, DIR/report.html and DIR/raster-TARGET.png, each whole or not at all."""
+    with replacing(out / "report.json") as temporary:
+        temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    pictures: dict[str, str] = {}
+    reference = out / "traces" / f"{report.reference.name}.h5"
+    for row in report.rows:
+        trace = out / "traces" / f"{row.name}.h5"
+        if row.results and trace.is_file() and reference.is_file():
+            picture = raster(report, row, reference, trace)
+            with replacing(out / f"raster-{row.name}.png") as temporary:
+                temporary.write_bytes(picture)
+            pictures[row.name] = base64.b64encode(picture).decode()
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("eiexport").joinpath("report.html.j2").read_text())
+    page = template.render(
+        report=report, network=report.network, pictures=pictures, words=words, show=show(report.network)
+    )
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(page)
+
+
+def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
+    """PNG: for each compared node, reference and target side by side; differences are marked with a ring.
+
+    Shows the sample of the first divergence (else the first), and per node the neurons that differ, then the busiest.
+    """
+    first = row.first(report.network)
+    sample = first.sample if first else 0
+    with TraceFile(reference) as a, TraceFile(trace) as b:
+        names = [n for n in row.results if n in a.nodes and n in b.nodes]
+        pairs = [(f.nodes[n]["data"][sample].T.astype(float) for f in (a, b)) for n in names]
+        panels = [(n, *_rows(x, y)) for n, (x, y) in zip(names, pairs, strict=True)]
+    fig, axes = plt.subplots(len(panels), 2, figsize=(9, 1.1 + 1.9 * len(panels)), layout="constrained", squeeze=False)
+    norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
+    for (name, shown, x, y), (left, right) in zip(panels, axes, strict=True):
+        spikes = np.isin(x, (-1, 0, 1)).all() and np.isin(y, (-1, 0, 1)).all()
+        style = {"cmap": SPIKES, "norm": norm} if spikes else {"cmap": "viridis", "vmin": x.min(), "vmax": x.max()}
+        for panel, values in ((left, x), (right, y)):
+            panel.imshow(values, aspect="auto", interpolation="nearest", **style)
+            panel.set_yticks([])
+            panel.tick_params(labelsize=7)
+        neurons, steps = np.nonzero(x != y) if spikes else np.nonzero(~np.isclose(x, y, rtol=1e-6))
+        right.scatter(steps, neurons, s=40, facecolors="none", edgecolors="k", linewidths=1.2)
+        total = row.results[name].entries // max(1, report.samples * report.steps)
+        left.set_ylabel(f"{name}\n{len(shown)} of {total} neurons", fontsize=7)
+        if not x.any() and not y.any():
+            right.set_title("silent in this sample", fontsize=7, loc="right")
+    axes[0][0].set_title(f"{report.reference.name} (reference)", fontsize=9)
+    axes[0][1].set_title(f"{row.name}: {row.status}", fontsize=9)
+    for panel in axes[-1]:
+        panel.set_xlabel("step", fontsize=8)
+    fig.suptitle(f"sample {sample}: +1 red, -1 blue, differences ringed", fontsize=9)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+def _rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(neurons shown, their rows in x, in y): those that differ first, then the busiest, in index order."""
+    weight = 1e6 * (x != y).any(1) + np.abs(x).sum(1) + np.abs(y).sum(1)
+    shown = np.sort(np.argsort(-weight, kind="stable")[:NEURONS])
+    return shown, x[shown], y[shown]
+
+
+def words(report: Report, row: Row) -> str:
+    """A result in one sentence."""
+    first = row.first(report.network)
+    entries, ties = row.total("entries"), row.total("explained_ties")
+    if row.status in ("unsupported", "failed"):
+        return row.message
+    if row.status == "differs" and first is not None:
+        return f"{row.total('mismatches'):,} of {entries:,} entries differ; first at {first}."
+    if row.status == "differs":
+        return row.message or f"{ties:,} ties in {entries:,} entries: more than rounding explains."
+    text = f"All {entries:,} entries are those of the graph"
+    text += f", {ties:,} of them ties that rounding explains." if ties else "."
+    if row.free_running:
+        text += f" Free-running, {row.free_running:,} entries differ from the reference's run; first at {first}."
+    silent = [n for n, r in row.results.items() if r.silent]
+    return text + (f" Silent, so little is proven: {', '.join(silent)}." if silent else "")
+
+
+def table(report: Report, console: Console) -> None:
+    """The result as a table, then what needs words."""
+    view = Table(box=None, pad_edge=False)
+    for column, right in (("target", 0), ("status", 0), ("entries", 1), ("differ", 1), ("ties", 1), ("free", 1)):
+        view.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for column in ("accuracy", "latency", "seconds"):
+        view.add_column(column, justify="right", no_wrap=True)
+    view.add_column("evidence")
+    for row in (report.reference, *report.rows):
+        colour = {"equal": "green", "explained": "yellow"}.get(row.status, "red")
+        cells = (f"{row.total(k):,}" for k in ("entries", "mismatches", "explained_ties"))
+        free = "" if row is report.reference else f"{row.free_running:,}"
+        accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+        late = str(max(row.latency.values(), default=0))
+        name = f"{row.name} (reference)" if row is report.reference else row.name
+        view.add_row(
+            name, f"[{colour}]{row.status}[/]", *cells, free, accuracy, late, f"{row.seconds:.1f}", row.evidence
+        )
+    console.print(view)
+    for row in report.rows:
+        if not row.ok or row.free_running or any(r.silent for r in row.results.values()):
+            console.print(f"{row.name}: {words(report, row)}", markup=False)
+    if report.output_silent:
+        console.print("warning: the output is silent: equal spikes prove nothing about it")
+    for note in report.notes:
+        console.print(note, markup=False)

@@ -1,0 +1,177 @@
+"""One export: write the graph, encode the input once, run every target on it, compare each with the reference.
+
+This module belongs to the command line: it alone, with `cli`, imports `targets`, and only when an export runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eiexport import graph, passes, report
+from eiexport.alphabet import Alphabet
+from eiexport.check import ExecutionCheck, judge
+from eiexport.graph import Network
+from eiexport.model import FlatView, Model, alphabet_of, widest
+from eiexport.report import Report, Row
+from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose; dt and integrator only where the graph does not say them."""
+
+    targets: tuple[str, ...]
+    out: Path
+    dt: float | None = None
+    integrator: str | None = None
+    device: str = "cpu"
+
+
+def export(model: Model, settings: Settings, progress: Progress) -> Report:
+    """Run and compare; returns the report that was written to settings.out.
+
+    Raises ExportError before anything is written when the graph, its input or a target's name is refused.
+    """
+    from targets import base
+
+    names = _expand(settings.targets)
+    for name in names:
+        base.verify_name(name)
+    prepared, notes = passes.insert_delays(model.graph, settings.dt, settings.integrator)
+    network = graph.check(prepared, settings.dt, settings.integrator)
+    first = next(model.chunks(1))
+    base.check_input(network, first)
+    steps = first.shape[1]
+
+    out = settings.out
+    size = chunk_size(network, steps)
+    alphabet = _write_input(model, network, out / "input.h5", size, progress)
+    network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
+    clock = network.clock
+    graph.write(graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64"), out / "model.nir")
+
+    with TraceFile(out / "input.h5") as file:
+        x = FlatView(file, network.input)
+        session = _Session(model, network, x, out, size, settings.device, progress)
+        reference = session.reference()
+        rows = [session.row(name, reference) for name in names]
+        result = Report(model.name, len(x), steps, network, reference, rows, notes)
+        report.write(result, out)
+    return result
+
+
+def _expand(names: Sequence[str]) -> list[str]:
+    """torch is two rows: float64, which proves, and float32, which training computed in."""
+    found: list[str] = []
+    for name in names:
+        found += [name, "torch32"] if name == "torch" else [name]
+    return list(dict.fromkeys(found))
+
+
+def _write_input(model: Model, network: Network, path: Path, size: int, progress: Progress) -> Alphabet:
+    """Encode every sample once; returns the alphabet of what was written."""
+    alphabet: Alphabet | None = None
+    with TraceWriter(path, dt=network.clock.dt, dtype="float32", engine="encoder") as writer:
+        done = 0
+        for x in model.chunks(size):
+            alphabet = widest(alphabet, alphabet_of(x))
+            held = np.asarray(x, np.float32)
+            if not np.array_equal(held, x):  # float64 input of a foreign graph stays as it is
+                held = np.asarray(x)
+            writer.append(Trace({network.input: held}))
+            done += len(x)
+            progress("encoding", done, model.samples)
+    assert alphabet is not None
+    return alphabet
+
+
+@dataclass
+class _Session:
+    model: Model
+    network: Network
+    x: FlatView
+    out: Path
+    size: int
+    device: str
+    progress: Progress
+
+    def reference(self) -> Row:
+        """The trained network in float64, else the reference target; itself checked as an execution of the graph."""
+        if self.model.trace is None:
+            return self.row("reference", None)
+        trace = self.model.trace
+        row = Row("trained", "equal", "the graph", evidence="training code, float64")
+
+        def run() -> Iterator[Trace]:
+            for start in range(0, len(self.x), self.size):
+                z = trace(self.x[start : start + self.size])
+                yield Trace({n: compact(a, self.network.alphabets[n]) for n, a in z.items()}, self.network.clock.dt)
+
+        self._compare(row, run(), None)
+        return row
+
+    def row(self, name: str, reference: Row | None) -> Row:
+        """One target, compared with the reference; a target that cannot run is a row that says why."""
+        from targets import base
+
+        row = Row(name, "failed", reference.name if reference else "itself")
+        try:
+            target = base.get(name)(device=self.device)
+            row.dtype, row.engine = target.dtype, {"name": name, "version": target.version}
+            target.check(self.network)
+            program = target.compile(self.network)
+            done = 0
+
+            def count(samples: int) -> None:
+                nonlocal done
+                done += samples
+                self.progress(f"running {name}", done, len(self.x))
+
+            row.processes = {n: target.process(self.network, n) for n in self.network.recorded}
+            row.evidence = target.evidence_for(self.network)
+            self._compare(row, program.stream(self.x, count), reference)
+            row.latency = program.latency
+        except base.Unsupported as e:
+            row.status, row.message = "unsupported", str(e)
+        except base.EngineUnavailable as e:
+            row.status, row.message = "failed", str(e)
+        return row
+
+    def _compare(self, row: Row, chunks: Iterator[Trace], reference: Row | None) -> None:
+        began, checking, start = time.perf_counter(), 0.0, 0
+        check = ExecutionCheck(self.network, row.dtype)
+        path = self.out / "traces" / f"{row.name}.h5"
+        correct = 0
+        end = self.network.sources[self.network.outputs[0]][0]
+        other = None if reference is None else TraceFile(self.out / "traces" / f"{reference.name}.h5")
+        with TraceWriter(
+            path, dt=self.network.clock.dt, dtype=row.dtype, engine=row.engine.get("version", "")
+        ) as writer:
+            for chunk in chunks:
+                mark = time.perf_counter()
+                part = slice(start, start + chunk.samples)
+                check.add(np.asarray(self.x[part]), chunk.z, start)
+                if other is not None:
+                    z = {n: FlatView(other, n)[part] for n in chunk.z if n in other.nodes}
+                    spikes = {n: a for n, a in z.items() if a.dtype == np.int8}
+                    compare_entries(row.free, chunk, Trace(spikes), start)
+                if self.model.labels is not None:
+                    score = chunk.z[end].mean(axis=1, dtype=np.float64)
+                    correct += int((score.argmax(1) == self.model.labels[part]).sum())
+                writer.append(chunk)
+                start += chunk.samples
+                checking += time.perf_counter() - mark
+                self.progress(f"checking {row.name}", start, len(self.x))
+        if other is not None:
+            other.__exit__()
+        row.seconds = time.perf_counter() - began - checking
+        row.results, row.status = check.results, judge(check.results, row.dtype)
+        if self.model.labels is not None:
+            row.accuracy = correct / len(self.x)

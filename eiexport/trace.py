@@ -1,0 +1,265 @@
+"""Traces: what every neuron sent, in memory and on disk, and how two of them are compared.
+
+On disk: HDF5 in NIRData's layout (`nir.read_data` opens it), written chunk by chunk. Observables are `z` (output,
+int8 where it is a spike) and `v`; neurons are flattened in C order, (sample, time, neuron). Attributes of each
+observable: dt, shape (neuron shape), t0 (model step of the first row), latency (engine steps after which a row
+appeared), dtype of the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from eiexport.alphabet import Alphabet
+from eiexport.errors import TraceError
+from eiexport.graph import Network, replacing
+from eiexport.ops import Ints
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Outputs of recorded nodes, each (sample, time, *neuron); spikes as int8, real values in the engine's dtype."""
+
+    z: dict[str, np.ndarray]
+    dt: float = 1.0
+    latency: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return len(next(iter(self.z.values())))
+
+
+def compact(z: np.ndarray, alphabet: Alphabet) -> np.ndarray:
+    """int8 for spikes; for real values +0 instead of -0, so that equal traces have equal bytes."""
+    return z.astype(np.int8) if alphabet.kind in ("binary", "ternary") else z + np.zeros((), z.dtype)
+
+
+def chunk_size(network: Network, steps: int, budget: int = 96 << 20) -> int:
+    """Samples a chunk may hold so that one copy of every signal in float64 stays within `budget` bytes."""
+    values = sum(math.prod(s) for s in network.shapes.values()) * max(1, steps) * 8
+    return max(1, min(100, budget // max(1, values)))
+
+
+class TraceWriter:
+    """Appends chunks of samples to a trace file that appears under its name only when it is complete."""
+
+    def __init__(self, path: str | Path, *, dt: float, dtype: str, engine: str = "") -> None:
+        self._path, self._dt, self._dtype, self._engine = Path(path), dt, dtype, engine
+
+    def __enter__(self) -> TraceWriter:
+        self._replacing = replacing(self._path)
+        self._file = h5py.File(self._replacing.__enter__(), "w")
+        self._file.attrs.update({"__type__": "NIRGraphData", "schema": 1, "engine": self._engine})
+        self._nodes = self._file.create_group("nodes")
+        return self
+
+    def append(self, trace: Trace) -> None:
+        for name, z in trace.z.items():
+            if name not in self._nodes:
+                self._create(name, z, trace.latency.get(name, 0))
+            data = self._nodes[name]["observables"]["z"]["data"]
+            data.resize(len(data) + len(z), axis=0)
+            data[len(data) - len(z) :] = z.reshape(*z.shape[:2], -1)
+
+    def _create(self, name: str, z: np.ndarray, latency: int) -> None:
+        node = self._nodes.create_group(name)
+        node.attrs["__type__"] = "NIRNodeData"
+        group = node.create_group("observables").create_group("z")
+        neurons = math.prod(z.shape[2:])
+        about = {"dt": self._dt, "shape": np.array(z.shape[2:], np.int64), "t0": 0, "latency": latency}
+        group.attrs.update({"__type__": "TimeGriddedData", **about, "dtype": self._dtype})
+        row = max(1, min(z.shape[1], (1 << 18) // max(1, neurons)))
+        kind = {"chunks": (1, row, max(1, neurons)), "maxshape": (None, z.shape[1], neurons)}
+        group.create_dataset("data", (0, z.shape[1], neurons), z.dtype, compression="gzip", compression_opts=1, **kind)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, back: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._replacing.__exit__(kind, value, back)
+
+
+class TraceFile:
+    """A trace on disk, read slice by slice; raises TraceError when it is not one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise TraceError(f"{path}: no such trace file")
+        try:
+            self._file = h5py.File(self.path, "r")
+            self.nodes = {n: z for n, z in self._find().items() if z["data"].ndim == 3}
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
+            first = (str(e).splitlines() or [type(e).__name__])[0]
+            raise TraceError(f"{path}: not readable as HDF5, truncated or corrupt ({first})") from None
+        if not self.nodes:
+            raise TraceError(f"{path}: no node with an observable 'z' of shape (sample, time, neuron)")
+
+    def _find(self) -> dict[str, Any]:
+        if "nodes" not in self._file:
+            raise TraceError(f"{self.path}: an HDF5 file, but no trace in NIRData's layout (no group 'nodes')")
+        observables = {n: node.get("observables", {}) for n, node in self._file["nodes"].items()}
+        return {n: o["z"] for n, o in observables.items() if "z" in o and "data" in o["z"]}
+
+    def __enter__(self) -> TraceFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def samples(self) -> int:
+        return min(len(g["data"]) for g in self.nodes.values())
+
+    def shape(self, name: str) -> Ints:
+        """Neuron shape of a node; (neurons,) where a foreign file does not say."""
+        flat = self.nodes[name]["data"].shape[2]
+        shape = tuple(int(n) for n in self.nodes[name].attrs.get("shape", (flat,)))
+        return shape if math.prod(shape) == flat else (flat,)
+
+    def first_step(self, name: str) -> int:
+        return int(self.nodes[name].attrs.get("t0", 0))
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Trace]]:
+        """(index of the first sample, Trace of up to `size` samples)."""
+        dt = float(next(iter(self.nodes.values())).attrs.get("dt", 1.0))
+        for start in range(0, self.samples, size):
+            part = slice(start, min(start + size, self.samples))
+            z = {n: g["data"][part] for n, g in self.nodes.items()}
+            yield start, Trace({n: a.reshape(*a.shape[:2], *self.shape(n)) for n, a in z.items()}, dt)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first entry where an engine and its reference disagree."""
+
+    node: str
+    sample: int
+    step: int
+    neuron: Ints
+    value: float
+    expected: float
+    why: str = ""
+
+    def __str__(self) -> str:
+        where = f"node {self.node!r}, step {self.step}, neuron {self.neuron}, sample {self.sample}"
+        return f"{where}: sent {self.value:g}, expected {self.expected:g}" + (f" ({self.why})" if self.why else "")
+
+
+@dataclass
+class NodeResult:
+    """What was compared of one node. `largest`: largest difference of real-valued outputs."""
+
+    entries: int = 0
+    mismatches: int = 0
+    explained_ties: int = 0
+    margin: float = 0.0
+    spikes: int = 0
+    spikes_reference: int = 0
+    negative: int = 0
+    largest: float = 0.0
+    first: Divergence | None = None
+
+    @property
+    def silent(self) -> bool:
+        """No spike on either side: equality here proves little."""
+        return self.spikes == 0 and self.spikes_reference == 0
+
+    def count(self, z: np.ndarray, expected: np.ndarray) -> None:
+        self.entries += z.size
+        self.spikes += int(np.count_nonzero(z))
+        self.spikes_reference += int(np.count_nonzero(expected))
+        self.negative += int(np.count_nonzero(np.asarray(z) < 0))
+
+    def diverge(self, found: Divergence) -> None:
+        if self.first is None or (found.step, found.sample) < (self.first.step, self.first.sample):
+            self.first = found
+
+
+def first_index(mask: np.ndarray) -> tuple[int, int, Ints]:
+    """(sample, step, neuron) of the first True of a (sample, time, *neuron) mask, earliest step first."""
+    step = int(np.argmax(mask.any(axis=tuple(i for i in range(mask.ndim) if i != 1))))
+    sample, *neuron = np.unravel_index(int(np.argmax(mask[:, step])), mask[:, step].shape)
+    return int(sample), step, tuple(int(i) for i in neuron)
+
+
+def earliest(results: dict[str, NodeResult], order: Sequence[str]) -> Divergence | None:
+    """The first divergence of a network: earliest step, then the node that comes first in execution order."""
+    rank = {n: i for i, n in enumerate(order)}
+    found = [r.first for r in results.values() if r.first is not None]
+    return min(found, key=lambda d: (d.step, rank.get(d.node, len(rank)), d.sample), default=None)
+
+
+def compare_entries(results: dict[str, NodeResult], a: Trace, b: Trace, sample: int = 0) -> None:
+    """Free-running comparison of two chunks, entry by entry; b is the reference. Shapes first, then values.
+
+    Only nodes that both hold are compared. Raises TraceError where their shapes differ.
+    """
+    for name in a.z.keys() & b.z.keys():
+        x, y = a.z[name], b.z[name]
+        if x.shape != y.shape:
+            raise TraceError(
+                f"node {name!r} has shape {x.shape} (sample, time, neuron) on one side, {y.shape} on the other"
+            )
+        result = results.setdefault(name, NodeResult())
+        result.count(x, y)
+        wrong = x != y
+        if wrong.any():
+            result.mismatches += int(wrong.sum())
+            s, t, neuron = first_index(wrong)
+            result.diverge(Divergence(name, sample + s, t, neuron, float(x[s, t][neuron]), float(y[s, t][neuron])))
+
+
+def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tuple[dict[str, NodeResult], list[str]]:
+    """Compare anyone's two trace files (second is the reference); returns results per node and remarks in words.
+
+    Rows are aligned by `t0`; a constant lag that would make two nodes equal is named, never applied.
+    Raises TraceError when they share no node or hold different numbers of samples.
+    """
+    results: dict[str, NodeResult] = {}
+    with TraceFile(first) as a, TraceFile(second) as b:
+        shared = sorted(a.nodes.keys() & b.nodes.keys())
+        if not shared:
+            raise TraceError(f"{first} and {second} share no node: {', '.join(a.nodes)} | {', '.join(b.nodes)}")
+        if a.samples != b.samples:
+            raise TraceError(f"{first} holds {a.samples} samples, {second} {b.samples}")
+        remarks = [f"node {n!r} is in one file only" for n in sorted(a.nodes.keys() ^ b.nodes.keys())]
+        for (sample, x), (_, y) in zip(a.chunks(size), b.chunks(size), strict=True):
+            x, y = (Trace(_overlap(t.z, own, other, shared)) for t, own, other in ((x, a, b), (y, b, a)))
+            compare_entries(results, x, y, sample)
+            if sample == 0:
+                remarks += [text for n in shared if (text := _lag(n, x.z[n], y.z[n]))]
+    return results, remarks
+
+
+def _overlap(z: dict[str, np.ndarray], own: TraceFile, other: TraceFile, names: list[str]) -> dict[str, np.ndarray]:
+    """The steps that both files hold, of the shared nodes; a foreign flat shape is compared flat."""
+    out = {}
+    for n in names:
+        start = max(0, other.first_step(n) - own.first_step(n))
+        ends = (f.first_step(n) + f.nodes[n]["data"].shape[1] for f in (own, other))
+        stop = min(ends) - own.first_step(n)
+        if stop <= start:
+            raise TraceError(f"node {n!r}: {own.path} and {other.path} share no step (their t0 and lengths)")
+        cut = z[n][:, start:stop]
+        out[n] = cut if own.shape(n) == other.shape(n) else cut.reshape(*cut.shape[:2], -1)
+    return out
+
+
+def _lag(name: str, x: np.ndarray, y: np.ndarray) -> str:
+    if (x.shape != y.shape) or not x.any() or (x == y).all():
+        return ""
+    for lag in range(1, min(5, x.shape[1])):
+        for text, p, q in (("later", x, y), ("earlier", y, x)):
+            if (p[:, lag:] == q[:, :-lag]).all() and q[:, :-lag].any():
+                plural = "s" if lag > 1 else ""
+                return f"node {name!r}: the first file is the second, {lag} step{plural} {text}: an undeclared latency?"
+    return ""

@@ -1,0 +1,1 @@
+"""Engines: one package or file each."""

@@ -1,0 +1,128 @@
+"""What a target is, and the registry by name; engines are imported only when they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from eiexport.errors import ExportError
+from eiexport.graph import Network
+from eiexport.trace import Trace, chunk_size
+
+REGISTRY = {
+    "reference": "targets.reference:Reference",
+    "torch": "targets.pytorch:Torch",
+    "torch32": "targets.pytorch:Torch32",
+    "lava": "targets.lava:Lava",
+}
+
+
+class TargetError(ExportError):
+    """A target cannot do what was asked: the node, the rule, the limit, and what would help."""
+
+
+class Unsupported(TargetError):
+    """The target has no way to run this graph."""
+
+
+class EngineUnavailable(TargetError):
+    """The target's engine is not installed and could not be set up, or it failed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a target says of a node kind: how exact, held against which oracle, and on which kind of process."""
+
+    exactness: str  # "exact" | "exact after lowering" | "approximate" | "no"
+    oracle: str = ""
+    process: str = "custom"  # "stock": the engine's own; "custom": our step inside it
+
+    def __str__(self) -> str:
+        return f"{self.exactness} ({self.oracle})" if self.oracle else self.exactness
+
+
+class Program(ABC):
+    """A graph made ready for an engine. latency: engine steps between a model step and its appearance, per node."""
+
+    network: Network
+    latency: dict[str, int]
+
+    @abstractmethod
+    def run(self, x: np.ndarray) -> Trace:
+        """Run input (sample, time, *neuron), each sample from zero state; returns the recorded nodes."""
+
+    def stream(self, x: Any, progress: Callable[[int], None] | None = None) -> Iterator[Trace]:
+        """Run chunk by chunk, so that memory holds one chunk; x may be an HDF5 dataset."""
+        size = chunk_size(self.network, x.shape[1])
+        for start in range(0, len(x), size):
+            part = self.run(np.asarray(x[start : start + size]))
+            yield part
+            if progress:
+                progress(part.samples)
+
+
+class Target(ABC):
+    """An engine: named rules in `check`, and `compile` into a Program."""
+
+    name: ClassVar[str]
+    dtype: ClassVar[str] = "float64"
+    evidence: ClassVar[str] = "shared-step"
+    setup: ClassVar[str] = ""  # how to get the engine, one line
+    claims: ClassVar[dict[str, Claim]]
+
+    def __init__(self, device: str = "cpu") -> None:
+        """`device`: for engines that run on several."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the engine."""
+
+    def check(self, network: Network) -> None:
+        """Raise Unsupported with node, rule and value when the graph cannot run here."""
+        for name, node in network.graph.nodes.items():
+            kind = type(node).__name__
+            if str(self.claims.get(kind, Claim("no"))) == "no":
+                raise Unsupported(
+                    f"target {self.name!r} cannot run node {name!r} ({kind}); see eiexport --list-targets"
+                )
+
+    @abstractmethod
+    def compile(self, network: Network) -> Program: ...
+
+    def evidence_for(self, network: Network) -> str:
+        """What a result on this network rests on: "independent" | "shared-step" | "plumbing"."""
+        return self.evidence
+
+    def process(self, network: Network, name: str) -> str:
+        """ "stock" where the engine's own process computes this node, else "custom"."""
+        return "custom"
+
+
+def get(name: str) -> type[Target]:
+    """The target class by name; raises TargetError for an unknown name."""
+    verify_name(name)
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def verify_name(name: str) -> None:
+    """Raise TargetError for an unknown target, before anything is imported or written."""
+    if name not in REGISTRY:
+        raise TargetError(f"unknown target {name!r}; valid: {', '.join(REGISTRY)}")
+
+
+def check_input(network: Network, x: np.ndarray) -> None:
+    """Raise TargetError unless x is (sample, time, *neuron) of the network's input, finite and not empty."""
+    shape = network.shapes[network.input]
+    if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape:
+        raise TargetError(f"input has shape {x.shape}; expected (samples, steps, {', '.join(map(str, shape))})")
+    if 0 in x.shape:
+        raise TargetError(f"input is empty: {x.shape[0]} samples, {x.shape[1]} steps")
+    if not np.isfinite(x).all():
+        raise TargetError("input holds NaN or infinite values; every comparison with them is false")

@@ -1,0 +1,98 @@
+"""The one executor over a graph: time folded into the batch outside cycles, step by step inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from eiexport.graph import Network, breaks_cycle
+from eiexport.ops import Array, Ops
+from eiexport.steps import Neuron, Step, bind
+
+
+class Executor:
+    """A network bound to an op set. Arrays are (time, sample, *neuron) of the engine."""
+
+    def __init__(self, network: Network, ops: Ops) -> None:
+        self.network, self.ops = network, ops
+        self.steps = {n: bind(s, ops) for n, s in network.steps.items()}
+        self._last = {s: n for c in network.order for n in c for s in network.sources[n]}
+
+    def run(self, x: Array) -> dict[str, Array]:
+        """Outputs of the recorded nodes for input x, from zero state."""
+        values: dict[str, Array] = {self.network.input: x}
+        kept: dict[str, Array] = {}
+        for component in self.network.order:
+            if component[0] in self.network.cycles:
+                self._cycle(component, values, x.shape[1])
+            elif component[0] != self.network.input:
+                values[component[0]] = self._node(component[0], values)
+            for name in component:
+                if name in self.network.recorded:
+                    kept[name] = values[name]
+            # a signal nobody reads any more need not stay in memory
+            done = {s for n in component for s in self.network.sources[n] if self._last[s] in component}
+            for source in done:
+                values.pop(source, None)
+        return kept
+
+    def _input(self, name: str, values: dict[str, Array]) -> Array:
+        first, *rest = (values[s] for s in self.network.sources[name])
+        for other in rest:
+            first = self.ops.add(first, other)
+        return first
+
+    def _node(self, name: str, values: dict[str, Array]) -> Array:
+        step = self.steps[name]
+        x = fold(step, self.ops, self._input(name, values))
+        return scan(step, self.ops, x) if isinstance(step, Neuron) else x
+
+    def _cycle(self, component: tuple[str, ...], values: dict[str, Array], samples: int) -> None:
+        """Step the nodes of one strongly connected component together; its delays look back."""
+        network, ops, inside = self.network, self.ops, set(component)
+        neurons = {n: s for n in component if isinstance(s := self.steps[n], Neuron)}
+        states = {n: s.init(ops, (samples, *network.input_shape(n))) for n, s in neurons.items()}
+        outputs: dict[str, list[Array]] = {n: [] for n in component}
+        steps = len(next(values[s] for n in component for s in network.sources[n] if s not in inside))
+        for t in range(steps):
+            now: dict[str, Array] = {}
+            lines = [n for n in component if breaks_cycle(self.steps[n])]
+            for name in lines:
+                now[name] = self.steps[name].emit(ops, None, states[name])  # type: ignore[attr-defined]
+            for name in (*(n for n in component if n not in lines), *lines):
+                seen = {s: now[s] if s in inside else values[s][t] for s in network.sources[name]}
+                driven = self.steps[name].drive(ops, self._input(name, seen))
+                if name in neurons:
+                    z, states[name] = neurons[name].step(ops, driven, states[name])
+                    now.setdefault(name, z)
+                else:
+                    now[name] = driven
+            for name, z in now.items():
+                outputs[name].append(z)
+        for name, rows in outputs.items():
+            values[name] = stack(rows)
+
+
+def fold(step: Step, ops: Ops, x: Array) -> Array:
+    """drive over (time x samples)."""
+    y = step.drive(ops, x.reshape(-1, *x.shape[2:]))
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def scan(step: Neuron, ops: Ops, driven: Array) -> Array:
+    """A neuron over time from zero state; rows are unbound once (indexing x[t] has a backward quadratic in T)."""
+    state = step.init(ops, tuple(driven.shape[1:]))
+    rows = []
+    for x in driven.unbind(0) if hasattr(driven, "unbind") else driven:
+        z, state = step.step(ops, x, state)
+        rows.append(z)
+    return stack(rows)
+
+
+def stack(rows: list[Any]) -> Any:
+    if isinstance(rows[0], np.ndarray):
+        return np.stack(rows)
+    import torch
+
+    return torch.stack(rows)

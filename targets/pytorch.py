@@ -1,0 +1,152 @@
+"""torch op set, CPU or CUDA: float64 for the proof, float32 as its own row, and the surrogates for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from eiexport.errors import ExportError
+from eiexport.graph import Network
+from eiexport.nodes import PREPARE
+from eiexport.ops import Array, Ints, Window
+from eiexport.trace import Trace, compact
+from targets.base import Claim, Program, Target, check_input
+from targets.loop import Executor
+
+Surrogate = Callable[[Tensor], Tensor]
+
+
+class _Decision(torch.autograd.Function):
+    """A step function forward, a surrogate derivative backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, hard: Callable[[Tensor], Tensor], slope: Surrogate) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        ctx.slope = slope
+        return hard(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return grad * ctx.slope(x), None, None
+
+
+class TorchOps:
+    """The op protocol on torch tensors. `surrogate` (training): derivative of fire and sign at their argument."""
+
+    name = "torch"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", surrogate: Surrogate | None = None):
+        self.dtype, self.device, self.surrogate = dtype, torch.device(device), surrogate
+
+    def const(self, a: np.ndarray) -> Array:
+        # one number stays a Python float: torch then neither broadcasts nor allocates
+        if a.ndim == 0:
+            return float(a)
+        return torch.from_numpy(np.array(a)).to(self.device, self.dtype)
+
+    def zeros(self, shape: Ints) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def sub(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def mul(self, a: Array, b: Array) -> Array:
+        return a * b
+
+    def gate(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def fire(self, v: Tensor, threshold: Array, compare: str) -> Tensor:
+        if self.surrogate is not None:
+            hard = _at_or_above if compare == "ge" else _above
+            return _Decision.apply(v - threshold, hard, self.surrogate)
+        return (torch.ge if compare == "ge" else torch.gt)(v, threshold, out=torch.empty_like(v))
+
+    def sign(self, x: Tensor) -> Tensor:
+        return torch.sign(x) if self.surrogate is None else _Decision.apply(x, torch.sign, self.surrogate)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+        run = functional.conv2d if x.ndim == 4 else functional.conv1d
+        return run(x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
+
+    def pool(self, x: Tensor, kernel: Ints, window: Window) -> Tensor:
+        return functional.avg_pool2d(x, kernel, window.stride, window.padding, divisor_override=1)
+
+    def reshape(self, x: Tensor, shape: Ints) -> Tensor:
+        return x.reshape(x.shape[0], *shape)
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+# comparisons write 0 and 1 in the input's dtype: through bool and a cast they cost several times as much
+def _above(x: Tensor) -> Tensor:
+    return torch.gt(x, 0, out=torch.empty_like(x))
+
+
+def _at_or_above(x: Tensor) -> Tensor:
+    return torch.ge(x, 0, out=torch.empty_like(x))
+
+
+def device_of(name: str) -> torch.device:
+    """ "auto", "cpu" or "cuda" as a device; raises ExportError where CUDA is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda") and not name.startswith("cuda:"):
+        raise ExportError(f"unknown device {name!r}; valid: auto, cpu, cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ExportError(f"device {name!r}: this torch sees no CUDA device; use --device cpu")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+class Torch(Target):
+    """torch in float64, CPU or CUDA; TF32 off."""
+
+    name = "torch"
+    dtype: ClassVar[str] = "float64"
+    claims = {kind: Claim("exact", "reference") for kind in PREPARE}
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device_of(device)
+
+    @property
+    def version(self) -> str:
+        return f"torch {torch.__version__} {self.device.type} {self.dtype}"
+
+    def compile(self, network: Network) -> Program:
+        return _Program(network, TorchOps(getattr(torch, self.dtype), self.device))
+
+
+class Torch32(Torch):
+    """torch in float32: what training computed in; equal up to explained ties."""
+
+    name = "torch32"
+    dtype = "float32"
+    claims = {kind: Claim("approximate", "ties explained") for kind in PREPARE}
+
+
+class _Program(Program):
+    def __init__(self, network: Network, ops: TorchOps) -> None:
+        self.network, self.ops = network, ops
+        self.latency = dict.fromkeys(network.recorded, 0)
+        self._executor = Executor(network, ops)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def run(self, x: np.ndarray) -> Trace:
+        check_input(self.network, x)
+        # TF32 would round products to 10 bits and call it float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        moved = torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1))).to(self.ops.device, self.ops.dtype)
+        alphabets = self.network.alphabets
+        z = {n: a.transpose(0, 1).cpu().numpy() for n, a in self._executor.run(moved).items()}
+        return Trace({n: compact(a, alphabets[n]) for n, a in z.items()}, self.network.clock.dt, self.latency)
