@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from eiexport.errors import ExportError
+from eiexport.errors import ExportError, told
 from eiexport.progress import wide_console
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -59,10 +59,7 @@ def main_command(
         print(f"eiexport: {e}", file=sys.stderr)
         code = 2
     except OSError as e:
-        if e.errno is None:
-            raise
-        where = e.filename or "output"
-        print(f"eiexport: {where}: {e.strerror}; check the path, its permissions and free space", file=sys.stderr)
+        print(f"eiexport: {told(e)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("eiexport: interrupted", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 
 from eiexport import nodes
 from eiexport.alphabet import REAL, Alphabet
-from eiexport.errors import GraphError
+from eiexport.errors import ExportError, GraphError
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
@@ -63,12 +64,20 @@ class Network:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place only when the block succeeds."""
+    """A temporary name beside `path` that takes its place only when the block succeeds.
+
+    Writers tell a full disk in their own ways (h5py a RuntimeError, safetensors its own class): here it is an OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as e:
+        code = re.search(r"(?:errno = |os error )(\d+)", str(e))
+        if code is None or isinstance(e, ExportError):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from e
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -175,8 +175,7 @@ def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
     sample = first.sample if first else 0
     with TraceFile(reference) as a, TraceFile(trace) as b:
         names = [n for n in row.results if n in a.nodes and n in b.nodes]
-        pairs = [(f.nodes[n]["data"][sample].T.astype(float) for f in (a, b)) for n in names]
-        panels = [(n, *_rows(x, y)) for n, (x, y) in zip(names, pairs, strict=True)]
+        panels = [(n, *_rows(*(f.nodes[n]["data"][sample].T.astype(float) for f in (a, b)))) for n in names]
     fig, axes = plt.subplots(len(panels), 2, figsize=(9, 1.1 + 1.9 * len(panels)), layout="constrained", squeeze=False)
     norm = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
     for (name, shown, x, y), (left, right) in zip(panels, axes, strict=True):

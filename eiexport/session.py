@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nir
 import numpy as np
 
 from eiexport import graph, passes, report
@@ -54,8 +55,7 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     size = chunk_size(network, steps)
     alphabet = _write_input(model, network, out / "input.h5", size, progress)
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
-    clock = network.clock
-    graph.write(graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64"), out / "model.nir")
+    graph.write(_stamped(prepared, network), out / "model.nir")
 
     with TraceFile(out / "input.h5") as file:
         x = FlatView(file, network.input)
@@ -65,6 +65,14 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         result = Report(model.name, len(x), steps, network, reference, rows, notes)
         report.write(result, out)
     return result
+
+
+def _stamped(prepared: nir.NIRGraph, network: Network) -> nir.NIRGraph:
+    """The graph that ran, saying its dt and integrator also where the user had to."""
+    if "eiexport" in prepared.metadata:
+        return prepared
+    clock = network.clock
+    return graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64")
 
 
 def _expand(names: Sequence[str]) -> list[str]:

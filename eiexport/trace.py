@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +56,9 @@ class TraceWriter:
         self._path, self._dt, self._dtype, self._engine = Path(path), dt, dtype, engine
 
     def __enter__(self) -> TraceWriter:
-        self._replacing = replacing(self._path)
-        self._file = h5py.File(self._replacing.__enter__(), "w")
+        self._stack = ExitStack()
+        temporary = self._stack.enter_context(replacing(self._path))
+        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
         self._file.attrs.update({"__type__": "NIRGraphData", "schema": 1, "engine": self._engine})
         self._nodes = self._file.create_group("nodes")
         return self
@@ -83,8 +85,7 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, back: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._replacing.__exit__(kind, value, back)
+        self._stack.__exit__(kind, value, back)
 
 
 class TraceFile:
