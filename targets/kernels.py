@@ -44,8 +44,8 @@ def _keeps_map(gate: Any) -> bool:
 def gated_scan(step: GatedFire, ops: TorchOps, x: Tensor) -> Tensor:
     """`neurons.GatedFire` with two convolutional gates over all steps; x and result (T, B, C, H, W).
 
-    Backward is BPTT by hand: the recurrence needs the two input gradients of each step, while both weight gradients
-    are one convolution over (T x B). At t = 0 nothing has been sent yet, so the feedback is its bias alone.
+    Backward is BPTT by hand. At t = 0 nothing has been sent yet, so the feedback is its bias alone; input gradients
+    of the gates, which keep their map, are convolutions with the turned kernel.
     """
     feedback, balance = step.feedback, step.balance
     assert isinstance(feedback, Conv) and isinstance(balance, Conv)
@@ -58,59 +58,59 @@ class _GatedScan(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, wf: Tensor, bf: Tensor, wb: Tensor, bb: Tensor, step: Any, ops: TorchOps
     ) -> Tensor:
-        inner, steps = step.inner, x.shape[0]
-        sent, membrane, balance, gate = (torch.empty_like(x) for _ in range(4))
+        inner, sent = step.inner, torch.empty_like(x)
+        # one tensor a step and signal: blocks of T steps would be fresh pages from the system at every call
+        membranes, balances, gates = (list[Tensor]() for _ in range(3))
         carried = torch.empty(0)
-        for t in range(steps):
-            v, c, g, d = membrane[t], balance[t], gate[t], sent[t]
+        for t in range(x.shape[0]):
             if t == 0:
-                torch.sigmoid(bf.view(-1, 1, 1).expand(x.shape[1:]), out=g)
-                torch.mul(g, x[t], out=v)
+                g = torch.sigmoid(bf).view(-1, 1, 1).expand(x.shape[1:])
+                v = g * x[t]
             else:
-                torch.sigmoid(ops.conv(sent[t - 1], wf, bf, step.feedback.window), out=g)
-                torch.add(carried.mul_(inner.decay), g * x[t], out=v)
-            c.copy_(ops.conv(v, wb, bb, step.balance.window))
+                g = ops.conv(sent[t - 1], wf, bf, step.feedback.window).sigmoid_()
+                v = carried.mul_(inner.decay).add_(g * x[t])
+            c = ops.conv(v, wb, bb, step.balance.window)
             spike = torch.gt(v, inner.threshold, out=torch.empty_like(v))
-            torch.mul(torch.sign(c), spike, out=d)
+            torch.mul(torch.sign(c), spike, out=sent[t])
             carried = spike.neg_().add_(1).mul_(v)
-        ctx.save_for_backward(x, wf, wb, sent, membrane, balance, gate)
+            for kept, signal in ((membranes, v), (balances, c), (gates, g)):
+                kept.append(signal)
+        ctx.save_for_backward(x, wf, wb, sent, *membranes, *balances, *gates)
         ctx.step, ctx.ops, ctx.surrogate = step, ops, ops.surrogate
         return sent
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, wf, wb, sent, membrane, balance, gate = ctx.saved_tensors
-        inner, slope = ctx.step.inner, ctx.surrogate
-        to_fed, to_c, to_x = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        x, wf, wb, sent, *signals = ctx.saved_tensors
+        steps, inner, slope, ops = len(x), ctx.step.inner, ctx.surrogate, ctx.ops
+        feedback, balance = ctx.step.feedback, ctx.step.balance
         back_f, back_b = (w.flip(2, 3).transpose(0, 1).contiguous() for w in (wf, wb))
-        to_carried: Tensor | None = None  # gradient of the loss by v[t], from step t + 1
-        for t in reversed(range(len(x))):
-            v, c, g = membrane[t], balance[t], gate[t]
+        to_x, to_wf, to_wb = torch.empty_like(x), torch.zeros_like(wf), torch.zeros_like(wb)
+        to_bf, to_bb = (torch.zeros_like(w[:, 0, 0, 0]) for w in (wf, wb))
+        to_sent, to_carried = grad[-1], None  # the latter by v[t], from step t + 1
+        for t in reversed(range(steps)):
+            v, c, g = (signals[i * steps + t] for i in range(3))
             spike = torch.gt(v, inner.threshold, out=torch.empty_like(v))
-            to_sent = grad[t]
-            if t + 1 < len(x):
-                to_sent = to_sent + ctx.ops.conv(to_fed[t + 1], back_f, None, ctx.step.feedback.window)
-            torch.mul(to_sent, spike, out=to_c[t])
-            to_c[t].mul_(slope(c))
+            to_c = slope(c).mul_(to_sent).mul_(spike)
             to_spike = torch.sign(c).mul_(to_sent)
-            to_v = ctx.ops.conv(to_c[t], back_b, None, ctx.step.balance.window)
+            to_v = ops.conv(to_c, back_b, None, balance.window)
             if to_carried is not None:
                 to_spike.addcmul_(v, to_carried, value=-1)
                 to_v.addcmul_(to_carried, spike.neg_().add_(1))
             to_v.addcmul_(to_spike, slope(v - inner.threshold))
             torch.mul(to_v, g, out=to_x[t])
-            torch.mul(to_x[t], x[t], out=to_fed[t])
-            to_fed[t].mul_(g.neg().add_(1))
+            to_fed = (to_x[t] * x[t]).mul_(g.neg().add_(1))
+            to_wb += _weight_grad(v, wb, to_c, balance)
+            to_bb += to_c.sum((0, 2, 3))
+            to_bf += to_fed.sum((0, 2, 3))
+            if t > 0:  # at t = 0 the feedback has seen nothing
+                to_wf += _weight_grad(sent[t - 1], wf, to_fed, feedback)
+                to_sent = ops.conv(to_fed, back_f, None, feedback.window).add_(grad[t - 1])
             to_carried = to_v.mul_(inner.decay)
-        earlier = sent[:-1].flatten(0, 1)  # what the feedback of steps 1.. saw
-        to_wf = _weight_grad(earlier, wf, to_fed[1:].flatten(0, 1), ctx.step.feedback)
-        to_wb = _weight_grad(membrane.flatten(0, 1), wb, to_c.flatten(0, 1), ctx.step.balance)
-        return to_x, to_wf, to_fed.sum((0, 1, 3, 4)), to_wb, to_c.sum((0, 1, 3, 4)), None, None
+        return to_x, to_wf, to_bf, to_wb, to_bb, None, None
 
 
 def _weight_grad(x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> Tensor:
-    if not len(x):
-        return torch.zeros_like(weight)
     if not x.is_cuda:  # oneDNN's weight gradient is up to twice as fast in this layout, copy included
         x, grad = (a.contiguous(memory_format=torch.channels_last) for a in (x, grad))
     w = conv.window

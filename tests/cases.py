@@ -1,8 +1,8 @@
 """Conformance cases: small networks with inputs that provoke what engines get wrong.
 
-`CASES` is what every target is held against. Shapes are a few neurons, so that a slow engine can pack many
-cases into one run. A case is `exact` where all its numbers are dyadic and short: then float32, float64 and any
-order of summation must agree to the bit, also where a membrane lands exactly on its threshold.
+`CASES` is what every target is held against. Shapes are a few neurons: a slow engine can pack many cases
+into one run. A case is `exact` where all its numbers are dyadic and short: float32, float64 and any order of
+summation must then agree to the bit, also where a membrane lands exactly on its threshold.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class Numbers:
         w_in = self.pick(shape, (1.0, 2.0), 0.5, 2)
         return {"tau_mem": p.pop("tau"), "tau_syn": self.tau(shape), "w_in": w_in, **p}
 
-    def discrete(
-        self, shape: Any, compare: str = "gt", reset: str = "zero", lower: bool = False
-    ) -> EIDiscreteLIF:
+    def discrete(self, shape: Any, compare: str = "gt", reset: str = "zero", lower: bool = False) -> EIDiscreteLIF:
         below = self.pick(shape, (-0.5, -0.25), -0.8, -0.2) if lower else None
         fields = {
             "decay": self.pick(shape, (0.5, 0.25, 1.0), 0.1, 1),
@@ -121,11 +119,7 @@ class Numbers:
         """Gates as convolutions over maps, dense over flat populations."""
 
         def gate() -> Any:
-            return (
-                self.conv(shape[0], shape[0], (3, 3), padding=1)
-                if len(shape) == 3
-                else self.affine(*shape, *shape)
-            )
+            return self.conv(shape[0], shape[0], (3, 3), padding=1) if len(shape) == 3 else self.affine(*shape, *shape)
 
         return EIGatedLIF(self.discrete(shape), gate() if feedback else None, gate() if balance else None)
 
@@ -183,13 +177,9 @@ def neuron_cases() -> Iterator[Case]:
     for seed, (name, (shape, make)) in enumerate(neurons().items()):
         exact = "feedback" not in name  # a sigmoid is not dyadic
         hit = "threshold hits, negative membranes, large values, silence; batch 5"
-        yield Case(
-            f"{name}-hard", chain(shape, make(Numbers(seed, True))), hard(shape, seed), REAL, exact, hit
-        )
+        yield Case(f"{name}-hard", chain(shape, make(Numbers(seed, True))), hard(shape, seed), REAL, exact, hit)
         other = chain(shape, make(Numbers(seed, False)))
-        yield Case(
-            f"{name}-random", other, noise(shape, seed), REAL, False, "own parameters per neuron; batch 3"
-        )
+        yield Case(f"{name}-random", other, noise(shape, seed), REAL, False, "own parameters per neuron; batch 3")
         yield Case(f"{name}-once", other, noise(shape, seed, 1, 1), REAL, False, "one step, batch 1")
     for kind in ("LI", "LIF", "CubaLI", "CubaLIF"):
         shape, make = neurons()[kind]
@@ -304,9 +294,7 @@ def network_cases() -> Iterator[Case]:
     signed = n.discrete((2, 4, 4), "ge", "subtract", True)
     yield Case("signed-lower-chain", chain((2, 4, 4), signed, *tail), hard((2, 4, 4), 201), REAL, True, text)
     signed = n.gated((2, 4, 4), False, True)
-    yield Case(
-        "signed-balance-chain", chain((2, 4, 4), signed, *tail), hard((2, 4, 4), 202), REAL, True, text
-    )
+    yield Case("signed-balance-chain", chain((2, 4, 4), signed, *tail), hard((2, 4, 4), 202), REAL, True, text)
 
     nodes = {
         "left": n.affine(3, 4),

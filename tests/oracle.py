@@ -183,11 +183,7 @@ def flatten(x: Signal, first: int, last: int) -> Signal:
 
 def per_axis(value: Any, axes: int) -> list[int]:
     """A geometry field: one number for all axes, or one each."""
-    return (
-        [int(n) for n in value]
-        if getattr(value, "shape", ()) or isinstance(value, tuple)
-        else [int(value)] * axes
-    )
+    return [int(n) for n in value] if getattr(value, "shape", ()) or isinstance(value, tuple) else [int(value)] * axes
 
 
 def convolve(node: Any, x: Signal) -> Signal:

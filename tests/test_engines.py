@@ -77,9 +77,7 @@ def test_stock_lif_reproduces_engine(
     assert np.abs(ours[:end, 0] - v[late:] / scale).max() <= tolerance
 
 
-@pytest.mark.parametrize(
-    "engine,gain", [("sinabs", 1.0), ("rockpool", ALPHA)]
-)  # sinabs recorded a * x as its input
+@pytest.mark.parametrize("engine,gain", [("sinabs", 1.0), ("rockpool", ALPHA)])  # sinabs recorded a * x as its input
 def test_subtractive_reset_reproduces_engine(cases_dir: Path, engine: str, gain: float) -> None:
     x, v, z = recording(find(cases_dir), engine)
     node = lif((1,), decay=float(np.exp(-ALPHA)), gain=gain, threshold=0.1, reset="subtract")

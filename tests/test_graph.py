@@ -51,6 +51,11 @@ def assert_same_node(a: Any, b: Any, where: str) -> None:
             np.testing.assert_array_equal(value, other, err_msg=f"{where}.{key}")
 
 
+# nir 1.0.8 infers wrong shapes for grouped and non-square convolutions and for a matrix over several axes
+NIR_MISJUDGES = ("Affine-last-axis-real", "Conv1d-geometry-real", "Conv2d-real", "Conv2d-dilation-real")
+NIR_MISJUDGES += ("Conv2d-groups-real", "Conv2d-depthwise-real", "Conv2d-all-real", "Conv2d-valid-real")
+
+
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_write_read_check_show(case: Case, tmp_path: Path) -> None:
     graph = on_file(case)
@@ -66,13 +71,11 @@ def test_write_read_check_show(case: Case, tmp_path: Path) -> None:
     for name in network.recorded:
         np.testing.assert_array_equal(before[name], after[name])
     if not has_extension(graph):
-        stock = nir.read(tmp_path / "g.nir", type_check=False)
+        stock = nir.read(tmp_path / "g.nir", type_check=case.name not in NIR_MISJUDGES)
         assert sorted(stock.nodes) == sorted(graph.nodes) and sorted(stock.edges) == sorted(graph.edges)
 
 
-@pytest.mark.parametrize(
-    "node", [lif((3,), decay=0.5, threshold=1), Numbers(0, True).gated((3,), True, True)]
-)
+@pytest.mark.parametrize("node", [lif((3,), decay=0.5, threshold=1), Numbers(0, True).gated((3,), True, True)])
 def test_stock_reader_refuses_extension_nodes(node: Any, tmp_path: Path) -> None:
     """Running a plain LIF instead would be worse than failing."""
     write(chain_out((3,), node), tmp_path / "g.nir")
@@ -93,9 +96,7 @@ def chain_out(shape: tuple[int, ...], *nodes: Any) -> nir.NIRGraph:
 
 
 def test_metadata_survives(tmp_path: Path) -> None:
-    graph = stamp(
-        chain_out((3,), integrate((3,))), dt=1e-3, integrator="exponential", dtype="float32", tool="x"
-    )
+    graph = stamp(chain_out((3,), integrate((3,))), dt=1e-3, integrator="exponential", dtype="float32", tool="x")
     write(graph, tmp_path / "g.nir")
     clock = graphs.clock_of(read(tmp_path / "g.nir"))
     assert (clock.dt, clock.integrator) == (1e-3, "exponential")
@@ -241,9 +242,7 @@ def test_edges() -> None:
 
 def test_one_input_and_an_output() -> None:
     g = chain((3,), integrate((3,)))
-    two = nir.NIRGraph(
-        {**g.nodes, "in2": nir.Input(np.array([3]))}, [*g.edges, ("in2", "n0")], type_check=False
-    )
+    two = nir.NIRGraph({**g.nodes, "in2": nir.Input(np.array([3]))}, [*g.edges, ("in2", "n0")], type_check=False)
     refused(two, "in, in2", dt=1, integrator="euler")
     none = nir.NIRGraph({"n0": g.nodes["n0"]}, [], type_check=False)
     refused(none, "Input", dt=1, integrator="euler")

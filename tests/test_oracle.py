@@ -55,9 +55,7 @@ def test_sample_of_a_batch_equals_the_sample_alone(target: str) -> None:
             for sample in range(len(case.x)):
                 alone = program.run(case.x[sample : sample + 1]).z
                 for name, values in alone.items():
-                    np.testing.assert_array_equal(
-                        values[0], batch[name][sample], err_msg=f"{case.name} {name}"
-                    )
+                    np.testing.assert_array_equal(values[0], batch[name][sample], err_msg=f"{case.name} {name}")
 
 
 @pytest.mark.parametrize("target", ["reference", "torch", "torch32"])
@@ -78,9 +76,7 @@ def test_values_stay_inside_their_alphabet() -> None:
         for name, alphabet in case.network().alphabets.items():
             values = expected(case)[name]
             slack = 0 if alphabet.discrete else 1e-12 * np.abs(values).max()
-            assert values.min() >= alphabet.lo - slack and values.max() <= alphabet.hi + slack, (
-                f"{case.name} {name}"
-            )
+            assert values.min() >= alphabet.lo - slack and values.max() <= alphabet.hi + slack, f"{case.name} {name}"
             assert not alphabet.discrete or (values == np.rint(values)).all(), f"{case.name} {name}"
 
 

@@ -26,9 +26,7 @@ from eiexport.tracing import trace
 from targets import base
 from targets.pytorch import TorchOps
 
-relaxed = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+relaxed = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**31)
 ALPHABETS = {"binary": BINARY, "ternary": TERNARY, "int": interval(-3, 4, True), "real": REAL}
 N = 3  # width of the random networks

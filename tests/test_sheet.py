@@ -30,9 +30,7 @@ def spikes(target: str, node: Any, current: Any, shape: tuple[int, ...] = MAP) -
     return z.reshape(len(x[0]), -1).squeeze(-1).tolist()
 
 
-def membranes(
-    node: Any, current: Any, shape: tuple[int, ...] = MAP
-) -> tuple[list[float], list[float], list[float]]:
+def membranes(node: Any, current: Any, shape: tuple[int, ...] = MAP) -> tuple[list[float], list[float], list[float]]:
     """(V before reset, balance current or V, v after reset) of one neuron, step by step."""
     ops = NumpyOps()
     step = bind(prepare(node, Clock(1.0, "euler")), ops)
@@ -49,9 +47,7 @@ def gate(weight: float, bias: float) -> nir.Conv2d:
     return nir.Conv2d(None, np.full((1, 1, 1, 1), weight), 1, 0, 1, 1, np.array([bias]))
 
 
-def backei(
-    feedback: nir.Conv2d | None = None, balance: nir.Conv2d | None = None, **fields: Any
-) -> EIGatedLIF:
+def backei(feedback: nir.Conv2d | None = None, balance: nir.Conv2d | None = None, **fields: Any) -> EIGatedLIF:
     return EIGatedLIF(lif(MAP, decay=0.2, threshold=0.5, **fields), feedback, balance)
 
 

@@ -173,9 +173,7 @@ def test_what_cannot_be_compared_is_refused(z: dict[str, np.ndarray], tmp_path: 
 # --- the execution check
 
 
-def verdict(
-    network: Network, x: np.ndarray, z: dict[str, np.ndarray], dtype: str = "float64"
-) -> tuple[str, Any]:
+def verdict(network: Network, x: np.ndarray, z: dict[str, np.ndarray], dtype: str = "float64") -> tuple[str, Any]:
     checked = ExecutionCheck(network, dtype)
     checked.add(x, z)
     return judge(checked.results, dtype), checked.results
@@ -209,9 +207,7 @@ def faulty_run(network: Network, x: np.ndarray, name: str, at: tuple[int, ...], 
     return {n: np.swapaxes(a, 0, 1) for n, a in executor.run(np.swapaxes(x, 0, 1)).items()}
 
 
-WRONG_ONCE = [
-    c for c in CASES if c.name.endswith("-random") or "chain" in c.name or c.name.startswith("loop")
-]
+WRONG_ONCE = [c for c in CASES if c.name.endswith("-random") or "chain" in c.name or c.name.startswith("loop")]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -288,9 +284,7 @@ def tie(neurons: int, compare: str = "gt") -> tuple[Network, np.ndarray]:
 def test_float32_tie_is_explained() -> None:
     network, x = tie(40_000)
     z = run(network, x, "torch32")
-    assert (run(network, x)["n0"] != z["n0"]).sum() == 1, (
-        "no tie: another rounding would make this test empty"
-    )
+    assert (run(network, x)["n0"] != z["n0"]).sum() == 1, "no tie: another rounding would make this test empty"
     got, results = verdict(network, x, z, "float32")
     result = results["n0"]
     assert (got, result.explained_ties, result.mismatches, result.first) == ("explained", 1, 0, None)

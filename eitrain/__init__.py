@@ -1,0 +1,1 @@
+"""Train excitatory-inhibitory spiking networks."""

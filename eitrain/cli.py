@@ -1,0 +1,179 @@
+"""`eitrain`: train excitatory-inhibitory spiking networks."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from eiexport.errors import ExportError, told
+from eiexport.progress import Bar, bar, wide_console
+from eitrain.errors import TrainError
+
+app = typer.Typer(
+    name="eitrain",
+    help="Train excitatory-inhibitory spiking networks (Norse cells, surrogate gradients) for export with `eiexport`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = wide_console()
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake is one line and exit code 2; an unexpected failure keeps its traceback."""
+    try:
+        yield
+    except ExportError as e:
+        print(f"eitrain: {e}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as e:
+        print(f"eitrain: {told(e)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("eitrain: interrupted; `--resume` goes on from the last whole epoch", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command(
+    epilog="Examples: `eitrain fit` (digits, about a minute) · `eitrain fit backei-mnist --data-dir DIR --epochs 1 "
+    "--set steps=10 --out runs/mnist` · `eitrain fit --out runs/digits --resume --epochs 40`"
+)
+def fit(
+    recipe: Annotated[str, typer.Argument(help="Recipe, see `eitrain recipes`.")] = "",
+    data: Annotated[str, typer.Option("--data", help="Train the recipe on another data set.")] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the data; else EITRAIN_DATA, else a download.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs in all.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and encoders.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, same config.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="Start from the best weights of another run.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")
+    ] = None,
+) -> None:
+    """Train a recipe; without arguments, BackEISNN on scikit-learn's digits."""
+    from eitrain import figures, recipes
+    from eitrain.fit import Fitting
+    from eitrain.runs import Run
+
+    with user_errors():
+        path = out or Path("runs") / (recipe or recipes.DEFAULT)
+        given = [*(settings or [])]
+        given += [f"{k}={v}" for k, v in (("data", data), ("epochs", epochs), ("seed", seed)) if v not in ("", None)]
+        chosen = Run(path).recipe() if resume and not recipe else recipes.find(recipe or recipes.DEFAULT)
+        chosen = recipes.adjust(chosen, given)
+        with bar() as progress:
+            fitting = Fitting(
+                chosen, path, data_dir=data_dir, device=device, resume=resume, start_from=start_from, progress=progress
+            )
+            _announce(fitting)
+            for row in fitting.epochs():
+                _report(progress, row, chosen.epochs)
+        scores = fitting.scores()
+        classes = fitting.dataset.classes
+        figures.curves(fitting.rows, path / "curves.png")
+        figures.activity(fitting.rows, path / "activity.png")
+        for name, score in scores.items():
+            correct, total = int(score.confusion.trace()), int(score.confusion.sum())
+            console.print(f"{name}: test accuracy {100 * score.accuracy:.2f} % ({correct} of {total})")
+        title = f"{fitting.dataset.name}, best: {100 * scores['best'].accuracy:.2f} %"
+        figures.confusion(scores["best"], classes, path / "confusion.png", title)
+        if scores["best"].silent:
+            console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}; raise init_gain")
+        console.print(
+            f"run folder: {path}\n"
+            f"next: eiexport {shlex.quote(str(path))} --target reference --target torch --target lava"
+        )
+
+
+def _announce(fitting: object) -> None:
+    from eitrain.fit import Fitting
+
+    assert isinstance(fitting, Fitting)
+    r, count = fitting.recipe, sum(p.numel() for p in fitting.net.parameters())
+    gates = "+".join(k for k, on in (("SFBM", r.sfbm), ("BEIM", r.beim)) if on) or "no gates"
+    console.print(f"{r.name}: {r.architecture}, {gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
+    sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
+    console.print(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
+    if fitting.first:
+        console.print(f"resumed after epoch {fitting.first}")
+
+
+def _report(progress: Bar, row: dict[str, Any], epochs: int) -> None:
+    val, test = (f"{100 * row[k]:.2f} %" for k in ("val_accuracy", "test_accuracy"))
+    text = f"epoch {row['epoch'] + 1}/{epochs} [{row['phase']}]  loss {row['train_loss']:.4f}  "
+    text += f"val {val}  test {test}  {row['seconds']:.1f} s"
+    progress.line(text + (f"  silent: {', '.join(row['silent'])}" if row["silent"] else ""))
+
+
+@app.command(name="recipes")
+def list_recipes() -> None:
+    """List the recipes: SYSTEM-DATA[-VARIANT]."""
+    from eitrain.recipes import DEFAULT, RECIPES
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "data", "architecture", "gates", "T", "epochs", "encoder"):
+        table.add_column(column, no_wrap=column == "recipe")
+    for r in RECIPES.values():
+        gates = "+".join(k for k, on in (("SFBM", r.sfbm), ("BEIM", r.beim)) if on) or "none"
+        name = f"{r.name} (default)" if r.name == DEFAULT else r.name
+        table.add_row(name, r.data, r.architecture, gates, str(r.steps), str(r.epochs), r.encoder)
+    console.print(table)
+
+
+@app.command(epilog="Example: `eitrain evaluate runs/backei-digits --checkpoint last`")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the data.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Test accuracy, confusion matrix and activity of a trained run."""
+    import numpy as np
+
+    from eitrain import data, figures, runs
+    from eitrain.fit import evaluate as score_of
+    from eitrain.fit import load_model
+    from targets.pytorch import device_of
+
+    with user_errors():
+        folder = runs.Run(run)
+        recipe = folder.recipe()
+        if checkpoint not in runs.CHECKPOINTS:
+            raise TrainError(f"unknown checkpoint {checkpoint!r}; valid: {', '.join(runs.CHECKPOINTS)}")
+        dataset = data.load(recipe.data, folder.data_dir(data_dir), steps=recipe.steps)
+        model, _ = load_model(folder, checkpoint, dataset)
+        where = device_of(device)
+        every = np.arange(len(dataset.test))
+        score = score_of(model.to(where), recipe, dataset.test, every, len(dataset.classes), where)
+        figures.confusion(score, dataset.classes, run / "confusion.png", f"{recipe.name}, {checkpoint}")
+        console.print(f"{checkpoint}: test accuracy {100 * score.accuracy:.2f} % of {len(every)} samples")
+        table = Table(box=None, pad_edge=False)
+        for column in ("layer", "spikes per neuron and step", "+1", "-1"):
+            table.add_column(column)
+        for name, layer in score.layers.items():
+            shares = (f"{100 * layer[k]:.1f} %" for k in ("positive", "negative"))
+            table.add_row(name, f"{layer['rate']:.4f}" if layer["rate"] else "silent", *shares)
+        console.print(table)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

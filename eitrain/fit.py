@@ -1,0 +1,277 @@
+"""Training: one loop for every recipe, on Fabric; a seed gives the same CPU run bit for bit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional
+
+from eitrain import data, recipes, runs
+from eitrain.data import Dataset, Split
+from eitrain.errors import TrainError
+from eitrain.nets import SpikingNet
+from eitrain.recipes import Recipe
+from eitrain.runs import Run
+from targets.pytorch import device_of
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass
+class Score:
+    """What an evaluation found: confusion[true, predicted], and per layer rate and share of +1 and -1 spikes.
+
+    rate: spikes (of either sign) per neuron and step. positive, negative: share of the spikes with that sign.
+    """
+
+    confusion: np.ndarray
+    loss: float = 0.0
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
+
+    @property
+    def silent(self) -> list[str]:
+        """Layers without a single spike."""
+        return [n for n, layer in self.layers.items() if layer["rate"] == 0]
+
+
+def prepare(recipe: Recipe, x: np.ndarray, generator: np.random.Generator, training: bool = False) -> Tensor:
+    """A batch of samples as network input, (T, B, C, H, W), or (1, B, ...) for direct encoding.
+
+    x: images (B, C, H, W) in [0, 1], or event frames (B, T, C, H, W).
+    """
+    if x.ndim == 5:
+        return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
+    if recipe.augment and training:
+        x = data.augment_cifar(x, generator)
+    if recipe.normalise:
+        x = data.normalise(x, data.CIFAR10_MEAN, data.CIFAR10_STD)
+    if recipe.encoder == "rate":
+        return torch.from_numpy((x > generator.random((recipe.steps, *x.shape), np.float32)).astype(np.float32))
+    return torch.from_numpy(np.ascontiguousarray(x[None]))
+
+
+def encode(recipe: Recipe, split: Split, indices: np.ndarray) -> np.ndarray:
+    """Network input of given samples with time written out, float32 (sample, T, C, H, W); rate: drawn by index."""
+    chunks = []
+    for i in indices:
+        x = prepare(recipe, split.batch(np.array([i])), np.random.default_rng([recipe.seed, int(i)]))
+        chunks.append(x.expand(recipe.steps if len(x) == 1 else len(x), *x.shape[1:]).transpose(0, 1).numpy())
+    return np.concatenate(chunks)
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, recipe: Recipe, split: Split, indices: np.ndarray, classes: int, device: torch.device
+) -> Score:
+    """Accuracy, confusion matrix and layer activity on `indices` of a split; rate codes are drawn by (seed, batch)."""
+    model.eval()
+    score, seen = Score(np.zeros((classes, classes), np.int64)), 0
+    sums: dict[str, Tensor] = {}
+    for start in range(0, len(indices), recipe.batch):
+        part = indices[start : start + recipe.batch]
+        x = prepare(recipe, split.batch(part), np.random.default_rng([recipe.seed, start])).to(device)
+        record: dict[str, Tensor] = {}
+        scores = model(x, recipe.steps, record)
+        labels = torch.from_numpy(split.labels[part])
+        np.add.at(score.confusion, (labels.numpy(), scores.argmax(1).cpu().numpy()), 1)
+        score.loss += float(_loss(scores, labels.to(device))) * len(part)
+        seen += len(part)
+        for name, z in record.items():
+            counts = torch.stack([(z > 0).sum(), (z < 0).sum(), torch.tensor(z.numel(), device=z.device)])
+            sums[name] = sums.get(name, 0) + counts.cpu().to(torch.float64)
+    score.loss /= max(1, seen)
+    for name, (up, down, entries) in sums.items():
+        spikes = max(1.0, float(up + down))
+        shares = {"positive": float(up) / spikes, "negative": float(down) / spikes}
+        score.layers[name] = {"rate": float((up + down) / entries), **shares}
+    return score
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """MSE to one-hot, mean over samples and classes (BackEISNN's code; the paper's formula sums over classes)."""
+    return functional.mse_loss(scores, functional.one_hot(labels, scores.shape[1]).to(scores.dtype))
+
+
+class Fitting:
+    """One training run: `epochs()` trains and yields a metrics row after each epoch is safely stored."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        data_dir: Path | None = None,
+        device: str = "auto",
+        resume: bool = False,
+        start_from: Path | None = None,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.recipe, self.run, self.progress = recipe, Run(out), progress
+        accelerator = "cuda" if device_of(device).type == "cuda" else "cpu"
+        # several devices only when torchrun started that many processes
+        self.fabric = Fabric(accelerator=accelerator, devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.fabric.launch()
+        if resume and start_from is not None:
+            raise TrainError("--resume goes on with a run's own weights: leave --from out")
+        data_dir = self.run.data_dir(data_dir) if resume else data_dir
+        self.dataset: Dataset = data.load(recipe.data, data_dir, steps=recipe.steps)
+        classes = len(self.dataset.classes)
+        if recipe.architecture.split("-")[-1] != str(classes):
+            raise TrainError(
+                f"architecture {recipe.architecture!r} does not end with {classes}, {recipe.data}'s classes"
+            )
+        train, held = data.split_validation(self.dataset.train.labels, recipe.validation, recipe.seed)
+        self.train_indices, self.held_indices = train, held
+        torch.manual_seed(recipe.seed)
+        net = recipe.net(self.dataset.shape)
+        self.names = [n for n, _ in net.named_parameters()]
+        optimiser = torch.optim.Adam(net.parameters(), recipe.lr)
+        self.first, self.best = 0, -1.0
+        self.rows: list[dict[str, Any]] = []
+        if resume:
+            self._resume(net, optimiser)
+        else:
+            self._begin(net, start_from, data_dir)
+        self.net: SpikingNet = net
+        self.model, self.optimiser = self.fabric.setup(net, optimiser)
+
+    def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
+        path = self.run.path
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise TrainError(f"{path}: exists and is not empty; choose another --out, or continue it with --resume")
+        came = {} if start_from is None else {"from": str(start_from.resolve())}
+        if start_from is not None:
+            self._take_weights(net, start_from)
+        folder = None if data_dir is None else str(data_dir.resolve())
+        about = {
+            "name": self.dataset.name,
+            "folder": folder,
+            "source": self.dataset.source,
+            "checksum": self.dataset.checksum,
+        }
+        config = {"recipe": recipes.to_config(self.recipe), "data": about, **came, **runs.provenance()}
+        self.run.write_json("config.json", config)
+
+    def _take_weights(self, net: SpikingNet, source: Path) -> None:
+        path = Run(source).checkpoint("best")
+        Run(source).recipe()  # says in one line what is no run folder
+        weights, _ = runs.load(path)
+        runs.load_weights(net, weights, path)
+
+    def _resume(self, net: SpikingNet, optimiser: torch.optim.Optimizer) -> None:
+        stored = self.run.recipe()
+        mine, theirs = recipes.to_config(self.recipe), recipes.to_config(stored)
+        if changed := [k for k in mine if mine[k] != theirs[k] and k != "epochs"]:
+            key = changed[0]
+            raise TrainError(f"--resume continues the same config, but {key} was {theirs[key]} and is now {mine[key]}")
+        before = self.run.config().get("data", {}).get("checksum")
+        if before != self.dataset.checksum:
+            raise TrainError(
+                f"--resume: {self.dataset.name} here is not the data the run was trained on (checksums differ)"
+            )
+        checkpoint = self.run.checkpoint("resume")
+        if checkpoint.is_file():
+            tensors, meta = runs.load(checkpoint)
+            runs.load_weights(net, {k: v for k, v in tensors.items() if not k.startswith("optimiser.")}, checkpoint)
+            runs.restore_optimiser(optimiser, tensors, self.names)
+            self.first, self.best = meta["epoch"] + 1, meta["best"]
+            self.rows = self.run.read_metrics(self.first)
+        elif (source := self.run.config().get("from")) is not None:  # stopped within its first epoch: begin again
+            self._take_weights(net, Path(source))
+        if self.first > self.recipe.epochs:
+            raise TrainError(
+                f"{self.run.path}: has {self.first} epochs already, more than --epochs {self.recipe.epochs}"
+            )
+        if theirs["epochs"] != mine["epochs"]:
+            self.run.write_json("config.json", {**self.run.config(), "recipe": mine})
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train the epochs that are left. After each: best, metrics, last and resume are on disk."""
+        classes = len(self.dataset.classes)
+        for epoch in range(self.first, self.recipe.epochs):
+            began = time.perf_counter()
+            loss = self._train(epoch)
+            held, test = (
+                evaluate(self.net, self.recipe, split, indices, classes, self.fabric.device)
+                for split, indices in (
+                    (self.dataset.train, self.held_indices),
+                    (self.dataset.test, np.arange(len(self.dataset.test))),
+                )
+            )
+            row: dict[str, Any] = {"epoch": epoch, "phase": "G", "train_loss": loss, "val_loss": held.loss}
+            row |= {"val_accuracy": held.accuracy, "test_accuracy": test.accuracy, "lr": self.recipe.lr_at(epoch)}
+            row |= {"silent": test.silent, "layers": test.layers, "seconds": round(time.perf_counter() - began, 3)}
+            self.rows.append(row)
+            if self.fabric.is_global_zero:
+                self._store(epoch, held.accuracy)
+            self.fabric.barrier()
+            yield row
+
+    def _train(self, epoch: int) -> float:
+        """One epoch; everything random in it depends on (seed, epoch) alone, so a resumed run repeats it exactly."""
+        recipe, fabric = self.recipe, self.fabric
+        generator = np.random.default_rng([recipe.seed, epoch, fabric.global_rank])
+        torch.manual_seed((recipe.seed * 1_000_003 + epoch) * 64 + fabric.global_rank)
+        order = self.train_indices[np.random.default_rng([recipe.seed, epoch]).permutation(len(self.train_indices))]
+        order = order[fabric.global_rank :: fabric.world_size]
+        batches = -(-len(order) // recipe.batch)
+        batches = min(batches, recipe.batches) if recipe.batches else batches
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        self.model.train()
+        total = 0.0
+        for i in range(batches):
+            part = order[i * recipe.batch : (i + 1) * recipe.batch]
+            x = prepare(recipe, self.dataset.train.batch(part), generator, training=True).to(fabric.device)
+            labels = torch.from_numpy(self.dataset.train.labels[part]).to(fabric.device)
+            loss = _loss(self.model(x, recipe.steps), labels)
+            self.optimiser.zero_grad()
+            fabric.backward(loss)
+            self.optimiser.step()
+            total += runs.finite(float(loss.detach()), epoch)
+            self.progress(f"epoch {epoch + 1}/{recipe.epochs}", i + 1, batches)
+        return total / batches
+
+    def _store(self, epoch: int, accuracy: float) -> None:
+        """best, metrics, last, and resume at the very end: it names the epoch that a later start goes on from."""
+        weights = dict(self.net.state_dict())
+        if accuracy > self.best:
+            self.best = accuracy
+            runs.save(self.run.checkpoint("best"), weights, {"epoch": epoch, "val_accuracy": accuracy})
+        self.run.write_metrics(self.rows)
+        runs.save(self.run.checkpoint("last"), weights, {"epoch": epoch, "val_accuracy": accuracy})
+        everything = weights | runs.optimiser_state(self.optimiser, self.names)
+        runs.save(self.run.checkpoint("resume"), everything, {"epoch": epoch, "best": self.best})
+
+    def scores(self) -> dict[str, Score]:
+        """Test scores of the stored `best` and `last`."""
+        found = {}
+        for name in runs.CHECKPOINTS:
+            model, _ = load_model(self.run, name, self.dataset)
+            model.to(self.fabric.device)
+            whole = np.arange(len(self.dataset.test))
+            classes = len(self.dataset.classes)
+            found[name] = evaluate(model, self.recipe, self.dataset.test, whole, classes, self.fabric.device)
+        return found
+
+
+def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet, dict[str, Any]]:
+    """The trained network of a run, and its checkpoint's metadata."""
+    path = run.checkpoint(checkpoint)
+    tensors, meta = runs.load(path)
+    model = run.recipe().net(dataset.shape)
+    runs.load_weights(model, tensors, path)
+    return model.eval(), meta

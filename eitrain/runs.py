@@ -1,0 +1,154 @@
+"""Run folders: config, metrics and checkpoints, written so that a kill at any moment loses at most one epoch.
+
+Every file is written under a temporary name and renamed. Checkpoints are safetensors and JSON: nothing in a run folder
+can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from eiexport.graph import replacing
+from eitrain import recipes
+from eitrain.errors import TrainError
+from eitrain.recipes import Recipe
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
+    def config(self) -> dict[str, Any]:
+        """config.json as stored; raises TrainError when it is missing or broken."""
+        path = self.path / "config.json"
+        if not self.path.is_dir():
+            raise TrainError(f"{self.path}: no such run folder; `eitrain fit --out {self.path}` makes one")
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise TrainError(f"{self.path}: no run folder (config.json is missing)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise TrainError(f"{path}: not valid JSON ({e}); the run cannot be used") from None
+
+    def recipe(self) -> Recipe:
+        """The recipe the run was trained with."""
+        stored = self.config().get("recipe")
+        if not isinstance(stored, dict):
+            raise TrainError(f"{self.path / 'config.json'}: holds no recipe; the run cannot be used")
+        try:
+            return recipes.from_config(stored)
+        except TypeError as e:
+            raise TrainError(f"{self.path / 'config.json'}: {e}") from None
+
+    def data_dir(self, given: Path | None = None) -> Path | None:
+        """Where the run's data is: the folder given now, else the one it was trained from, while that exists."""
+        stored = self.config().get("data", {}).get("folder")
+        return given or (Path(stored) if stored and Path(stored).is_dir() else None)
+
+    def write_json(self, name: str, value: Any) -> None:
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Rows of the first `epochs` epochs."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        return [row for row in map(json.loads, lines) if row["epoch"] < epochs]
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Tensors and JSON metadata in one safetensors file that appears whole or not at all."""
+    flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path) as temporary:
+        # save_file would leave a file that only its owner can read
+        temporary.write_bytes(safetensors.torch.save(flat, {"eitrain": json.dumps(meta)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata) of a checkpoint; raises TrainError when it is missing, truncated or foreign."""
+    if not path.is_file():
+        raise TrainError(f"{path}: no such checkpoint; train first, or choose another with --checkpoint best|last")
+    try:
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["eitrain"])  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e:
+        raise TrainError(f"{path}: not a checkpoint of eitrain, truncated or corrupt ({e})") from None
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model; raises TrainError for missing, unknown, misshapen or non-finite ones."""
+    own = model.state_dict()
+    if odd := sorted(own.keys() ^ tensors.keys()):
+        raise TrainError(f"{path}: does not fit the network: {odd[0]} is on one side only")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)}, the network asks for {tuple(own[name].shape)}"
+            raise TrainError(f"{path}: does not fit the network: {name} has shape {shapes}")
+        if not torch.isfinite(tensor).all():
+            raise TrainError(f"{path}: {name} holds NaN or infinite weights; the training diverged, lower lr")
+    model.load_state_dict(tensors)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and git commit of what made a run."""
+    found = {}
+    for package in ("eitrain", "torch", "norse", "nir", "numpy", "lightning-fabric"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    return {"versions": found, "git": commit}
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Adam's moments and step counts as named tensors."""
+    found: dict[str, Tensor] = {}
+    for index, entry in optimiser.state_dict()["state"].items():
+        found |= {f"optimiser.{names[index]}.{key}": torch.as_tensor(v) for key, v in entry.items()}
+    return found
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], names: list[str]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            name, _, field = key.removeprefix("optimiser.").rpartition(".")
+            state.setdefault(names.index(name), {})[field] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def finite(loss: float, epoch: int) -> float:
+    """The loss; raises TrainError when it is not a number."""
+    if not math.isfinite(loss):
+        raise TrainError(f"epoch {epoch + 1}: the loss is {loss}; training diverged, lower lr (--set lr=...)")
+    return loss
