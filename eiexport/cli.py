@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from eiexport.errors import ExportError, told
-from eiexport.progress import wide_console
+from eiexport.console import run, user_errors, wide_console
+from eiexport.errors import ExportError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 console = wide_console()
@@ -46,7 +45,7 @@ def main_command(
     ] = None,
 ) -> None:
     """Lower a network to NIR with signed spikes and gates, run it on TARGETs, and compare every spike."""
-    try:
+    with user_errors("eiexport"):
         if list_targets:
             code = _list_targets()
         elif compare is not None:
@@ -55,15 +54,6 @@ def main_command(
             raise ExportError("nothing to export: give a run folder or a .nir file; see eiexport --help")
         else:
             code = _export(model, target or ["reference"], source, samples, out, checkpoint, dt, integrator, device)
-    except ExportError as e:
-        print(f"eiexport: {e}", file=sys.stderr)
-        code = 2
-    except OSError as e:
-        print(f"eiexport: {told(e)}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("eiexport: interrupted", file=sys.stderr)
-        code = 130
     raise typer.Exit(code)
 
 
@@ -79,8 +69,8 @@ def _export(
     device: str,
 ) -> int:
     from eiexport import report
+    from eiexport.console import bar
     from eiexport.model import open_graph
-    from eiexport.progress import bar
     from eiexport.session import Settings, export
 
     if path.is_dir():
@@ -154,7 +144,7 @@ def _list_targets() -> int:
 
 
 def main() -> None:
-    app()
+    run(app, "eiexport")
 
 
 if __name__ == "__main__":

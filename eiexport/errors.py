@@ -11,11 +11,3 @@ class GraphError(ExportError):
 
 class TraceError(ExportError):
     """A trace file is unreadable, or two traces cannot be aligned."""
-
-
-def told(e: OSError) -> str:
-    """A failed read or write in one line; raises it again where the system gives no reason."""
-    if e.errno is None:
-        raise e
-    reason = str(e.strerror).splitlines()[0]
-    return f"{e.filename or 'output'}: {reason}; check the path, its permissions and free space"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from eiexport.errors import ExportError, told
-from eiexport.progress import Bar, bar, wide_console
+from eiexport.console import Bar, bar, run, user_errors, wide_console
 from eitrain.errors import TrainError
 
 app = typer.Typer(
@@ -25,22 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = wide_console()
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """A user's mistake is one line and exit code 2; an unexpected failure keeps its traceback."""
-    try:
-        yield
-    except ExportError as e:
-        print(f"eitrain: {e}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as e:
-        print(f"eitrain: {told(e)}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("eitrain: interrupted; `--resume` goes on from the last whole epoch", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 @app.command(
@@ -70,7 +50,7 @@ def fit(
     from eitrain.fit import Fitting
     from eitrain.runs import Run
 
-    with user_errors():
+    with user_errors("eitrain"):
         path = out or Path("runs") / (recipe or recipes.DEFAULT)
         given = [*(settings or [])]
         given += [f"{k}={v}" for k, v in (("data", data), ("epochs", epochs), ("seed", seed)) if v not in ("", None)]
@@ -137,7 +117,7 @@ def list_recipes() -> None:
 
 @app.command(epilog="Example: `eitrain evaluate runs/backei-digits --checkpoint last`")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -150,17 +130,17 @@ def evaluate(
     from eitrain.fit import load_model
     from targets.pytorch import device_of
 
-    with user_errors():
-        folder = runs.Run(run)
-        recipe = folder.recipe()
+    with user_errors("eitrain"):
+        stored = runs.Run(folder)
+        recipe = stored.recipe()
         if checkpoint not in runs.CHECKPOINTS:
             raise TrainError(f"unknown checkpoint {checkpoint!r}; valid: {', '.join(runs.CHECKPOINTS)}")
-        dataset = data.load(recipe.data, folder.data_dir(data_dir), steps=recipe.steps)
-        model, _ = load_model(folder, checkpoint, dataset)
+        dataset = data.load(recipe.data, stored.data_dir(data_dir), steps=recipe.steps)
+        model, _ = load_model(stored, checkpoint, dataset)
         where = device_of(device)
         every = np.arange(len(dataset.test))
         score = score_of(model.to(where), recipe, dataset.test, every, len(dataset.classes), where)
-        figures.confusion(score, dataset.classes, run / "confusion.png", f"{recipe.name}, {checkpoint}")
+        figures.confusion(score, dataset.classes, folder / "confusion.png", f"{recipe.name}, {checkpoint}")
         console.print(f"{checkpoint}: test accuracy {100 * score.accuracy:.2f} % of {len(every)} samples")
         table = Table(box=None, pad_edge=False)
         for column in ("layer", "spikes per neuron and step", "+1", "-1"):
@@ -172,7 +152,7 @@ def evaluate(
 
 
 def main() -> None:
-    app()
+    run(app, "eitrain")
 
 
 if __name__ == "__main__":

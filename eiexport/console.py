@@ -1,4 +1,4 @@
-"""Progress with ETA on a terminal, plain lines otherwise."""
+"""What both command lines share: errors in one line, tables that are not squeezed, progress with ETA."""
 
 from __future__ import annotations
 
@@ -7,14 +7,51 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eiexport.errors import ExportError
 
 
 def wide_console() -> Console:
     """Prints to stdout; into a file or a pipe, tables are not squeezed into 80 columns."""
     console = Console(highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=140)
+
+
+@contextmanager
+def user_errors(tool: str) -> Iterator[None]:
+    """A user's mistake is one line on stderr and exit code 2; an unexpected failure keeps its traceback."""
+    try:
+        yield
+    except ExportError as e:
+        print(f"{tool}: {e}", file=sys.stderr)
+    except OSError as e:
+        if e.errno is None:
+            raise
+        reason = str(e.strerror).splitlines()[0]
+        where = e.filename or "output"
+        print(f"{tool}: {where}: {reason}; check the path, its permissions and free space", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{tool}: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    else:
+        return
+    raise typer.Exit(2)
+
+
+def run(app: typer.Typer, tool: str) -> None:
+    """The process's main: a mistake in the options themselves is one line too."""
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # typer's copy of click does not export it
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as e:
+        print(f"{tool}: {e.format_message()}; see {tool} --help", file=sys.stderr)  # type: ignore[attr-defined]
+        code = 2
+    except typer.Abort:
+        code = 130
+    sys.exit(code or 0)
 
 
 class Bar:
