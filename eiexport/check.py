@@ -134,8 +134,7 @@ class ExecutionCheck:
             sent = self.ops.exact(recorded[t])
             result.count(sent.x, nominal.x)
             if real:
-                wrong = ~(np.abs(sent.x - nominal.x) <= nominal.e)  # NaN is wrong
-                result.largest = max(result.largest, float(np.abs(sent.x - nominal.x).max(initial=0.0)))
+                wrong = _apart(sent.x, nominal.x, nominal.e, result)
                 state = step.reset(self.ops, membrane, sent, sent)
             else:
                 reset, wrong = self._resolve(step, membrane, sent.x, nominal.x, s.x, result)
@@ -175,14 +174,20 @@ class ExecutionCheck:
         """A recorded value without decision: it must lie inside its bound."""
         x, e = np.swapaxes(y.x, 0, 1), np.swapaxes(np.broadcast_to(y.e, y.shape), 0, 1)
         result.count(z, x)
-        difference = np.abs(z - x)
-        result.largest = max(result.largest, float(difference.max(initial=0.0)))
-        wrong = ~(difference <= e)  # NaN is wrong
+        wrong = _apart(z, x, e, result)
         if wrong.any():
             result.mismatches += int(wrong.sum())
             i, t, neuron = first_index(wrong)
             found = float(z[i, t][neuron]), float(x[i, t][neuron])
             result.diverge(Divergence(name, sample + i, t, neuron, *found, f"bound {e[i, t][neuron]:.1g}"))
+
+
+def _apart(sent: np.ndarray, expected: np.ndarray, e: np.ndarray, result: NodeResult) -> np.ndarray:
+    """Where real values differ by more than rounding: outside the bound, or by more than MARGIN of the largest."""
+    difference = np.abs(sent - expected)
+    result.largest = max(result.largest, float(np.nanmax(difference, initial=0.0)))
+    allowed = np.minimum(e, MARGIN * np.abs(expected).max(initial=0.0))
+    return ~((difference == 0) | (difference <= allowed) & np.isfinite(e))  # NaN is wrong
 
 
 def judge(results: dict[str, NodeResult], dtype: str) -> str:

@@ -115,14 +115,12 @@ def _compare(first: Path, second: Path) -> int:
     found = earliest(results, sorted(results))
     if found is not None:
         console.print(f"first divergence: {found}", markup=False)
-    elif not any(r.entries for r in results.values()):
-        console.print("nothing was compared")
         return 1
-    else:
-        console.print(
-            "equal" if any(not r.silent for r in results.values()) else "equal, but silent: this proves nothing"
-        )
-    return 0 if found is None else 1
+    if all(r.silent for r in results.values()):
+        console.print("equal, but silent: this proves nothing")
+        return 1
+    console.print("equal in all that both files hold" if remarks else "equal")
+    return 0
 
 
 def _list_targets() -> int:

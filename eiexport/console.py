@@ -47,7 +47,8 @@ def run(app: typer.Typer, tool: str) -> None:
     try:
         code = app(standalone_mode=False)
     except usage_error as e:
-        print(f"{tool}: {e.format_message()}; see {tool} --help", file=sys.stderr)  # type: ignore[attr-defined]
+        if told := e.format_message():  # type: ignore[attr-defined]
+            print(f"{tool}: {told.rstrip('.')}; see {tool} --help", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = 130

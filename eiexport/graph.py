@@ -74,10 +74,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except Exception as e:
-        code = re.search(r"(?:errno = |os error )(\d+)", str(e))
-        if code is None or isinstance(e, ExportError):
+        found = re.search(r"(?:errno = |os error )(\d+)", str(e))
+        code = e.errno if isinstance(e, OSError) else int(found[1]) if found else None
+        if code is None or isinstance(e, ExportError) or getattr(e, "filename", None):
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from e
+        raise OSError(code, os.strerror(code), str(path)) from e
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -132,12 +133,14 @@ def stamp(graph: nir.NIRGraph, *, dt: float, integrator: str, dtype: str, **prov
 def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> Clock:
     """dt and integrator from the metadata, or given by the user; refused when neither says, or when they disagree."""
     meta = graph.metadata.get("eiexport", {}) if isinstance(graph.metadata, dict) else {}
+    if not isinstance(meta, dict) or _number(meta.get("schema", 1)) != 1:
+        raise GraphError("the graph's metadata group 'eiexport' is of another schema than 1: update eiexport")
     for name, given, flag in (("dt", dt, "--dt SECONDS"), ("integrator", integrator, "--integrator euler|exponential")):
         if name not in meta and given is None:
             raise GraphError(f"the graph does not say its {name}, and spikes depend on it: give {flag}")
         if name in meta and given is not None and _str(meta[name]) != given:
             raise GraphError(f"the graph was made for {name} = {_str(meta[name])}, not {given}: leave {flag} out")
-    step = float(meta.get("dt", dt))  # type: ignore[arg-type]  # one of both is there
+    step = _number(meta.get("dt", dt))
     kind = _str(meta.get("integrator", integrator))
     if not (math.isfinite(step) and step > 0):
         raise GraphError(f"dt must be a positive number, found {step}")
@@ -193,6 +196,14 @@ def _details(step: Step) -> Iterator[tuple[str, str]]:
             yield key, f"{value:g}" if value.ndim == 0 else f"array{list(value.shape)}"
         elif value is not None and value != () and key != "shape":
             yield key, str(value).replace(" ", "")
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _str(value: Any) -> Any:

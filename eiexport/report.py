@@ -121,7 +121,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return all(r.ok for r in self.rows)
+        return self.reference.ok and all(r.ok for r in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -169,7 +169,7 @@ def write(report: Report, out: Path) -> None:
 def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
     """PNG: for each compared node, reference and target side by side; differences are marked with a ring.
 
-    Shows the sample of the first divergence (else the first), and per node the neurons that differ, then the busiest.
+    Shows the sample of the first divergence (else the first), and per node the neurons that differ, then the liveliest.
     """
     first = row.first(report.network)
     sample = first.sample if first else 0
@@ -203,8 +203,9 @@ def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
 
 
 def _rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(neurons shown, their rows in x, in y): those that differ first, then the busiest, in index order."""
-    weight = 1e6 * (x != y).any(1) + np.abs(x).sum(1) + np.abs(y).sum(1)
+    """(neurons shown, their rows in x, in y): those that differ first, then the liveliest, in index order."""
+    changes = (x[:, 1:] != x[:, :-1]).sum(1)
+    weight = 1e6 * (x != y).any(1) + 2 * changes + np.abs(x).mean(1)
     shown = np.sort(np.argsort(-weight, kind="stable")[:NEURONS])
     return shown, x[shown], y[shown]
 
@@ -215,7 +216,7 @@ def words(report: Report, row: Row) -> str:
     entries, ties = row.total("entries"), row.total("explained_ties")
     if row.status in ("unsupported", "failed"):
         return row.message
-    if row.status == "differs" and first is not None:
+    if row.status == "differs" and row.total("mismatches") and first is not None:
         return f"{row.total('mismatches'):,} of {entries:,} entries differ; first at {first}."
     if row.status == "differs":
         return row.message or f"{ties:,} ties in {entries:,} entries: more than rounding explains."

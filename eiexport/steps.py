@@ -30,6 +30,8 @@ class Clock:
     def decay(self, tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(decay, gain) per step, formed once in float64: Euler 1 - dt/tau, dt/tau; else exp(-dt/tau), 1 - that."""
         a = self.dt / tau
+        if self.integrator == "euler" and np.max(a) > 1:
+            raise GraphError(f"dt = {self.dt:g} is longer than tau = {np.min(tau):g}: are both in the same unit?")
         return (1 - a, a) if self.integrator == "euler" else (np.exp(-a), -np.expm1(-a))
 
 

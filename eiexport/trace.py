@@ -39,8 +39,13 @@ class Trace:
 
 
 def compact(z: np.ndarray, alphabet: Alphabet) -> np.ndarray:
-    """int8 for spikes; for real values +0 instead of -0, so that equal traces have equal bytes."""
-    return z.astype(np.int8) if alphabet.kind in ("binary", "ternary") else z + np.zeros((), z.dtype)
+    """int8 for spikes; for real values +0 instead of -0, so that equal traces have equal bytes.
+
+    What claims to be spikes and is not stays as it is: a cast would turn 1.9 into a spike.
+    """
+    if alphabet.kind in ("binary", "ternary") and np.isin(z, (-1, 0, 1)).all():
+        return z.astype(np.int8)
+    return z + np.zeros((), z.dtype)
 
 
 def chunk_size(network: Network, steps: int, budget: int = 96 << 20) -> int:
@@ -68,6 +73,10 @@ class TraceWriter:
             if name not in self._nodes:
                 self._create(name, z, trace.latency.get(name, 0))
             data = self._nodes[name]["observables"]["z"]["data"]
+            if not np.can_cast(z.dtype, data.dtype, "safe"):
+                raise TraceError(
+                    f"node {name!r} sent spikes at first and then other values ({z.dtype}): not its alphabet"
+                )
             data.resize(len(data) + len(z), axis=0)
             data[len(data) - len(z) :] = z.reshape(*z.shape[:2], -1)
 
@@ -237,6 +246,10 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
             x, y = (Trace(_overlap(t.z, own, other, shared)) for t, own, other in ((x, a, b), (y, b, a)))
             compare_entries(results, x, y, sample)
             if sample == 0:
+                for n in shared:
+                    steps, whole = x.z[n].shape[1], max(f.nodes[n]["data"].shape[1] for f in (a, b))
+                    if steps < whole:
+                        remarks.append(f"node {n!r}: only {steps} of {whole} steps are in both files")
                 remarks += [text for n in shared if (text := _lag(n, x.z[n], y.z[n]))]
     return results, remarks
 

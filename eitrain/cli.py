@@ -15,6 +15,7 @@ from eitrain.errors import TrainError
 app = typer.Typer(
     name="eitrain",
     help="Train excitatory-inhibitory spiking networks (Norse cells, surrogate gradients) for export with `eiexport`.",
+    epilog="Examples: `eitrain fit` · `eitrain recipes` · `eitrain evaluate runs/backei-digits`",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -100,7 +101,7 @@ def _report(progress: Bar, row: dict[str, Any], epochs: int) -> None:
     progress.line(text + (f"  silent: {', '.join(row['silent'])}" if row["silent"] else ""))
 
 
-@app.command(name="recipes")
+@app.command(name="recipes", epilog="Example: `eitrain recipes`")
 def list_recipes() -> None:
     """List the recipes: SYSTEM-DATA[-VARIANT]."""
     from eitrain.recipes import DEFAULT, RECIPES

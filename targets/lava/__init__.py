@@ -50,9 +50,10 @@ class Lava(Target):
     setup = "set up on first use (about a minute, needs a package index); EITRAIN_LAVA_ENV names another place"
     claims: ClassVar[dict[str, Claim]] = {
         **dict.fromkeys(("Affine", "Linear", "Conv1d", "Conv2d", "Flatten"), Claim("exact", FLOAT, STOCK)),
-        **dict.fromkeys(("IF", "LIF", "CubaLIF", "Threshold"), Claim("exact", FLOAT, STOCK)),
-        # stock as long as it fires above one threshold and resets to zero
-        "EIDiscreteLIF": Claim("exact", f"{FLOAT} or {OWN}", STOCK),
+        # stock as long as all neurons share their parameters, fire above one threshold and reset to zero
+        **dict.fromkeys(
+            ("IF", "LIF", "CubaLIF", "Threshold", "EIDiscreteLIF"), Claim("exact", f"{FLOAT} or {OWN}", STOCK)
+        ),
         **dict.fromkeys(("SumPool2d", "AvgPool2d"), Claim("exact after lowering", FLOAT, STOCK)),
         "Delay": Claim("exact after lowering", OWN, CUSTOM),
         **dict.fromkeys(("Scale", "I", "LI", "CubaLI", "EIGatedLIF"), Claim("exact", OWN, CUSTOM)),
@@ -78,8 +79,8 @@ class Lava(Target):
         return self._plan(network).process.get(name, STOCK)
 
     def evidence_for(self, network: Network) -> str:
-        """ "independent" where Lava's own processes made all that is recorded, "plumbing" where they ran our step."""
-        stock = all(self.process(network, n) == STOCK for n in network.recorded)
+        """ "independent" where Lava's own processes computed every node, "plumbing" where any ran our step."""
+        stock = all(kind == STOCK for kind in self._plan(network).process.values())
         return "independent" if stock else "plumbing"
 
     def run_many(self, pairs: Sequence[tuple[Network, np.ndarray]]) -> list[Trace]:
