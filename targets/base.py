@@ -121,7 +121,8 @@ def check_input(network: Network, x: np.ndarray) -> None:
     """Raise TargetError unless x is (sample, time, *neuron) of the network's input, finite and not empty."""
     shape = network.shapes[network.input]
     if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape:
-        raise TargetError(f"input has shape {x.shape}; expected (samples, steps, {', '.join(map(str, shape))})")
+        expected = ", ".join(map(str, shape))
+        raise TargetError(f"each input sample has shape {tuple(x.shape[1:])}; expected (steps, {expected})")
     if 0 in x.shape:
         raise TargetError(f"input is empty: {x.shape[0]} samples, {x.shape[1]} steps")
     if not np.isfinite(x).all():
