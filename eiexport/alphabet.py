@@ -27,10 +27,6 @@ class Alphabet:
         """True where values are integers."""
         return self.kind != "real"
 
-    @property
-    def signed(self) -> bool:
-        return self.lo < 0
-
     def __add__(self, other: Alphabet) -> Alphabet:
         """The alphabet of two edges summed into one node."""
         return interval(self.lo + other.lo, self.hi + other.hi, self.discrete and other.discrete)

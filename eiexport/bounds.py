@@ -1,8 +1,10 @@
 """Values with running error bounds: what an engine of a given dtype may have computed instead.
 
-Each value is (x, e, k): float64 value, bound on |engine - x|, and an exponent k such that x is a multiple of 2**k
-(None: unknown). Sums whose terms all lie on one grid and fit the engine's mantissa are exact in any order, so they
-add no error: integer-valued inputs that land on a threshold leave no room for an "explained" tie.
+Each value is (x, e, k, m): float64 value; bound on |engine - x|; exponent k such that x is a multiple of 2**k (None:
+unknown); m, how large the error of x would be, over u, if nothing had been exact (None: |x|).
+Sums whose terms all lie on one grid and fit the engine's mantissa are exact in any order, so they add no error:
+integer-valued inputs that land on a threshold leave no room for an "explained" tie. An engine may fold a factor into
+the weights before it, so a product with an inexact factor rounds at m, not at |x|.
 Standard model fl(a op b) = (a op b)(1 + d), |d| <= u; n-term sums in any order: n u sum|terms| (Higham 2002, ch. 3).
 """
 
@@ -19,6 +21,12 @@ class Bounded(NamedTuple):
     x: np.ndarray
     e: np.ndarray
     k: int | None
+    m: np.ndarray | None = None
+
+    @property
+    def rough(self) -> np.ndarray:
+        """What one rounding may scale with."""
+        return np.abs(self.x) if self.m is None else self.m
 
     @property
     def shape(self) -> Ints:
@@ -61,16 +69,18 @@ class BoundedOps:
 
     def add(self, a: Any, b: Any) -> Bounded:
         a, b = self._lift(a), self._lift(b)
-        return self._sum(a.x + b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k))
+        return self._sum(a.x + b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k), _terms(a, b))
 
     def sub(self, a: Any, b: Any) -> Bounded:
         a, b = self._lift(a), self._lift(b)
-        return self._sum(a.x - b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k))
+        return self._sum(a.x - b.x, a.e + b.e, np.abs(a.x) + np.abs(b.x), 1, _least(a.k, b.k), _terms(a, b))
 
     def mul(self, a: Any, b: Any) -> Bounded:
         a, b = self._lift(a), self._lift(b)
-        x = a.x * b.x
-        return self._sum(x, np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e, np.abs(x), 1, _both(a.k, b.k))
+        e = np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e
+        magnitude = a.rough * b.rough
+        terms = None if a.m is None and b.m is None else magnitude
+        return self._sum(a.x * b.x, e, magnitude, 1, _both(a.k, b.k), terms)
 
     def gate(self, x: Bounded) -> Bounded:
         y = self.np.gate(x.x)
@@ -99,7 +109,8 @@ class BoundedOps:
         return self._sum(pooled(x.x), pooled(x.e), pooled(np.abs(x.x)), int(np.prod(kernel)), x.k)
 
     def reshape(self, x: Bounded, shape: Ints) -> Bounded:
-        return Bounded(self.np.reshape(x.x, shape), self.np.reshape(x.e, shape), x.k)
+        m = None if x.m is None else self.np.reshape(x.m, shape)
+        return Bounded(self.np.reshape(x.x, shape), self.np.reshape(x.e, shape), x.k, m)
 
     def stop_gradient(self, x: Bounded) -> Bounded:
         return x
@@ -110,11 +121,13 @@ class BoundedOps:
     def _fits(self, magnitude: np.ndarray, k: int | None) -> bool:
         return k is not None and (magnitude.size == 0 or float(magnitude.max()) * 2.0**-k < self.limit)
 
-    def _sum(self, x: np.ndarray, e: np.ndarray, magnitude: np.ndarray, n: int, k: int | None) -> Bounded:
-        """A sum of n + 1 terms with propagated error e; `magnitude` = sum of |terms|."""
+    def _sum(
+        self, x: np.ndarray, e: np.ndarray, magnitude: np.ndarray, n: int, k: int | None, m: np.ndarray | None = None
+    ) -> Bounded:
+        """A sum with n roundings and propagated error e; `magnitude` = sum of |terms|."""
         if self._fits(magnitude + e, k):
-            return Bounded(x, np.broadcast_to(e, x.shape), k)
-        return Bounded(x, e + n * self.u * (magnitude + e), k)
+            return Bounded(x, np.broadcast_to(e, x.shape), k, m)
+        return Bounded(x, e + n * self.u * (magnitude + e), k, m)
 
     def _product(self, x: Bounded, weight: Bounded, bias: Bounded | None, apply: Any) -> Bounded:
         """Sum of products; an engine may start its accumulator at the bias, so that is one more term of the sum."""
@@ -124,10 +137,16 @@ class BoundedOps:
         if bias is not None:
             y, magnitude, k = y + bias.x, magnitude + np.abs(bias.x), _least(k, bias.k)
             inexact = inexact or bool(bias.e.any())
+        roundings = weight.x[0].size + 3  # products, sums, and the parameters' own rounding
         if not inexact and self._fits(magnitude, k):
-            return Bounded(y, np.zeros_like(y), k)
-        relative = (weight.x[0].size + 3) * self.u  # products, sums, and the parameters' own rounding
-        return Bounded(y, relative * magnitude + ((1 + relative) * apply(x.e, w) if x.e.any() else 0.0), k)
+            return Bounded(y, np.zeros_like(y), k, roundings * magnitude)
+        relative = roundings * self.u
+        e = relative * magnitude + ((1 + relative) * apply(x.e, w) if x.e.any() else 0.0)
+        return Bounded(y, e, k, roundings * magnitude)
+
+
+def _terms(a: Bounded, b: Bounded) -> np.ndarray | None:
+    return None if a.m is None and b.m is None else a.rough + b.rough
 
 
 def _least(a: int | None, b: int | None) -> int | None:

@@ -46,6 +46,8 @@ def main_command(
 ) -> None:
     """Lower a network to NIR with signed spikes and gates, run it on TARGETs, and compare every spike."""
     with user_errors("eiexport"):
+        if sum((list_targets, compare is not None, model is not None)) > 1:
+            raise ExportError("give one of MODEL, --list-targets and --compare")
         if list_targets:
             code = _list_targets()
         elif compare is not None:
@@ -84,6 +86,8 @@ def _export(
     else:
         if not path.exists():
             raise ExportError(f"{path}: no such run folder or file")
+        if checkpoint not in ("best", "last"):
+            raise ExportError(f"unknown checkpoint {checkpoint!r}; valid: best, last")
         if source is None:
             raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
         model = open_graph(path, source, samples)
@@ -119,8 +123,8 @@ def _compare(first: Path, second: Path) -> int:
     if all(r.silent for r in results.values()):
         console.print("equal, but silent: this proves nothing")
         return 1
-    console.print("equal in all that both files hold" if remarks else "equal")
-    return 0
+    console.print("equal in what was compared, which is not all of it" if remarks else "equal")
+    return 1 if remarks else 0
 
 
 def _list_targets() -> int:

@@ -77,14 +77,14 @@ class Bar:
             self._console.print(f"{what}: {done}/{total}, about {left:.0f} s left")
 
     def line(self, text: str) -> None:
-        (self._progress.console if self._progress else self._console).print(text)
+        (self._progress.console if self._progress else self._console).print(text, markup=False)
 
 
 @contextmanager
-def bar() -> Iterator[Bar]:
-    """A progress bar on stderr where that is a terminal; lines go to stdout."""
-    out = Console(highlight=False, soft_wrap=True)
-    if not sys.stderr.isatty():
+def bar(quiet: bool = False) -> Iterator[Bar]:
+    """A progress bar on stderr where that is a terminal; lines go to stdout. quiet: neither."""
+    out = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    if quiet or not sys.stderr.isatty():
         yield Bar(None, out)
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

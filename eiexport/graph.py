@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ import numpy as np
 
 from eiexport import nodes
 from eiexport.alphabet import REAL, Alphabet
-from eiexport.errors import ExportError, GraphError
+from eiexport.errors import GraphError
+from eiexport.files import replacing
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
@@ -62,27 +60,6 @@ class Network:
         return self.shapes[self.sources[name][0]] if self.sources[name] else self.shapes[name]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place only when the block succeeds.
-
-    Writers tell a full disk in their own ways (h5py a RuntimeError, safetensors its own class): here it is an OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except Exception as e:
-        found = re.search(r"(?:errno = |os error )(\d+)", str(e))
-        code = e.errno if isinstance(e, OSError) else int(found[1]) if found else None
-        if code is None or isinstance(e, ExportError) or getattr(e, "filename", None):
-            raise
-        raise OSError(code, os.strerror(code), str(path)) from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read(path: str | Path) -> nir.NIRGraph:
     """Read a .nir file, stock or with extension nodes; raises GraphError in one line for anything else."""
     path = Path(path)
@@ -104,7 +81,7 @@ def read(path: str | Path) -> nir.NIRGraph:
                 graph_nodes[name] = nodes.from_dict(fields)
             except GraphError as e:
                 raise GraphError(f"{path}: node {name!r}: {e}") from None
-        pairs = [(_str(a), _str(b)) for a, b in edges]
+        pairs = [(nodes.text(a), nodes.text(b)) for a, b in edges]
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError) as e:
         raise GraphError(f"{path}: not a NIR graph ({type(e).__name__}: {_line(e)}); write it again") from None
     return nir.NIRGraph(graph_nodes, pairs, metadata=d.get("metadata", {}), type_check=False)
@@ -138,10 +115,10 @@ def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | Non
     for name, given, flag in (("dt", dt, "--dt SECONDS"), ("integrator", integrator, "--integrator euler|exponential")):
         if name not in meta and given is None:
             raise GraphError(f"the graph does not say its {name}, and spikes depend on it: give {flag}")
-        if name in meta and given is not None and _str(meta[name]) != given:
-            raise GraphError(f"the graph was made for {name} = {_str(meta[name])}, not {given}: leave {flag} out")
+        if name in meta and given is not None and nodes.text(meta[name]) != given:
+            raise GraphError(f"the graph was made for {name} = {nodes.text(meta[name])}, not {given}: leave {flag} out")
     step = _number(meta.get("dt", dt))
-    kind = _str(meta.get("integrator", integrator))
+    kind = nodes.text(meta.get("integrator", integrator))
     if not (math.isfinite(step) and step > 0):
         raise GraphError(f"dt must be a positive number, found {step}")
     if kind not in INTEGRATORS:
@@ -204,10 +181,6 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _str(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _line(e: Exception) -> str:

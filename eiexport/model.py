@@ -20,6 +20,7 @@ from eiexport.trace import TraceFile
 class Model:
     """chunks(size): encoded input, float32 (sample, time, *neuron), in pieces of up to `size` samples.
 
+    notes: what the user should know, in words.
     trace: the trained network's spikes for a piece of input, in float64; None for a bare graph.
     """
 
@@ -29,7 +30,7 @@ class Model:
     chunks: Callable[[int], Iterator[np.ndarray]]
     labels: np.ndarray | None = None
     trace: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
-    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def open_graph(path: Path, source: Path, samples: int | None) -> Model:

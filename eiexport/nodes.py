@@ -17,7 +17,8 @@ from eiexport.steps import Clock, Step, parameter, uniform
 CONNECTIONS = ("Affine", "Linear", "Conv1d", "Conv2d")
 
 
-def _text(value: Any) -> Any:
+def text(value: Any) -> Any:
+    """HDF5 gives strings back as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -29,7 +30,8 @@ class EIDiscreteLIF(nir.ir.NIRNode):
         v = v_reset where s (reset "zero"), V - v_threshold * s ("subtract"), V ("none")
 
     decay, gain, v_threshold, v_reset, lower: full arrays of the neuron shape (C, H, W) or (N,). decay in [0, 1];
-    `lower` (optional, below v_threshold): z = -1 at or below it (SpikeGrad's double threshold), reset by |z|.
+    `lower` (optional, below v_threshold): z = -1 below it (at or below with "ge"; SpikeGrad's double threshold),
+    reset by |z|. v_reset is used by reset "zero" alone.
     One node serves BackEISNN (decay .2, "gt", zero), EICIL and BIRIL (1, "ge", zero), DeepEISNN (.5, "ge", subtract).
     """
 
@@ -43,7 +45,7 @@ class EIDiscreteLIF(nir.ir.NIRNode):
     schema: int = 1
 
     def __post_init__(self) -> None:
-        self.compare, self.reset = _text(self.compare), _text(self.reset)
+        self.compare, self.reset = text(self.compare), text(self.reset)
         shape = np.array(np.shape(self.v_threshold))
         self.input_type, self.output_type = {"input": shape}, {"output": shape}
 
@@ -95,7 +97,7 @@ def _without_none(d: dict[str, Any]) -> dict[str, Any]:
 
 def from_dict(d: dict[str, Any]) -> nir.ir.NIRNode:
     """A node from its serialised fields; raises GraphError for kinds that neither NIR nor this package has."""
-    kind = _text(d.get("type"))
+    kind = text(d.get("type"))
     if kind in EXTENSIONS:
         schema = int(d.get("schema", 1))
         if schema != 1:

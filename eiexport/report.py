@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from eiexport import __version__
-from eiexport.graph import Network, replacing, show
+from eiexport.check import MARGIN, TIES
+from eiexport.files import replacing
+from eiexport.graph import Network, show
 from eiexport.trace import Divergence, NodeResult, TraceFile, earliest
 
 matplotlib.use("Agg")  # files only: no display needed
@@ -52,6 +55,10 @@ class Row:
 
     def total(self, key: str) -> int:
         return sum(getattr(r, key) for r in self.results.values())
+
+    def entries_on(self, kind: str) -> int:
+        """Entries that the engine's own ("stock") or our ("custom") processes made."""
+        return sum(r.entries for n, r in self.results.items() if self.processes.get(n) == kind)
 
     @property
     def free_running(self) -> int:
@@ -88,6 +95,7 @@ class Row:
             "evidence": self.evidence,
             "engine": self.engine,
             "entries": self.total("entries"),
+            **{f"entries_{kind}": self.entries_on(kind) for kind in ("stock", "custom")},
             "mismatches": self.total("mismatches"),
             "explained_ties": self.total("explained_ties"),
             "free_running_mismatches": self.free_running,
@@ -110,7 +118,6 @@ class Report:
     reference: Row
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
-    chance: float | None = None
 
     @property
     def output_silent(self) -> bool:
@@ -147,7 +154,7 @@ class Report:
 def write(report: Report, out: Path) -> None:
     """DIR/report.json, DIR/report.html and DIR/raster-TARGET.png, each whole or not at all."""
     with replacing(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        temporary.write_text(json.dumps(_finite(report.to_json()), indent=2, allow_nan=False) + "\n")
     pictures: dict[str, str] = {}
     reference = out / "traces" / f"{report.reference.name}.h5"
     for row in report.rows:
@@ -164,6 +171,15 @@ def write(report: Report, out: Path) -> None:
     )
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
@@ -218,12 +234,22 @@ def words(report: Report, row: Row) -> str:
         return row.message
     if row.status == "differs" and row.total("mismatches") and first is not None:
         return f"{row.total('mismatches'):,} of {entries:,} entries differ; first at {first}."
+    if row.status == "differs" and row.message:
+        return row.message
+    if row.status == "differs" and row.free_running and not ties:
+        return f"It ran the graph, but not as the reference did: {row.free_running:,} entries; first at {first}."
     if row.status == "differs":
-        return row.message or f"{ties:,} ties in {entries:,} entries: more than rounding explains."
+        margin = max(r.margin for r in row.results.values())
+        return (
+            f"{ties:,} ties in {entries:,} entries, the furthest {margin:.1g} from its threshold. Rounding could "
+            f"explain each, but only {TIES[row.dtype]:g} of the entries and {MARGIN:g} of the threshold are accepted."
+        )
     text = f"All {entries:,} entries are those of the graph"
     text += f", {ties:,} of them ties that rounding explains." if ties else "."
     if row.free_running:
         text += f" Free-running, {row.free_running:,} entries differ from the reference's run; first at {first}."
+    if own := row.entries_on("stock"):
+        text += f" {own:,} come from the engine's own processes, {row.entries_on('custom'):,} from ours."
     silent = [n for n, r in row.results.items() if r.silent]
     return text + (f" Silent, so little is proven: {', '.join(silent)}." if silent else "")
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from eiexport.alphabet import Alphabet
 from eiexport.errors import TraceError
-from eiexport.graph import Network, replacing
+from eiexport.files import replacing
+from eiexport.graph import Network
 from eiexport.ops import Ints
 
 
@@ -110,6 +111,9 @@ class TraceFile:
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
             first = (str(e).splitlines() or [type(e).__name__])[0]
             raise TraceError(f"{path}: not readable as HDF5, truncated or corrupt ({first})") from None
+        counts = {n: len(z["data"]) for n, z in self.nodes.items()}
+        if len(set(counts.values())) > 1:
+            raise TraceError(f"{path}: its nodes hold different numbers of samples: {counts}")
         if not self.nodes:
             raise TraceError(f"{path}: no node with an observable 'z' of shape (sample, time, neuron)")
 
@@ -127,7 +131,11 @@ class TraceFile:
 
     @property
     def samples(self) -> int:
-        return min(len(g["data"]) for g in self.nodes.values())
+        return len(next(iter(self.nodes.values()))["data"])
+
+    @property
+    def dt(self) -> float:
+        return float(next(iter(self.nodes.values())).attrs.get("dt", 1.0))
 
     def shape(self, name: str) -> Ints:
         """Neuron shape of a node; (neurons,) where a foreign file does not say."""
@@ -140,11 +148,10 @@ class TraceFile:
 
     def chunks(self, size: int) -> Iterator[tuple[int, Trace]]:
         """(index of the first sample, Trace of up to `size` samples)."""
-        dt = float(next(iter(self.nodes.values())).attrs.get("dt", 1.0))
         for start in range(0, self.samples, size):
             part = slice(start, min(start + size, self.samples))
             z = {n: g["data"][part] for n, g in self.nodes.items()}
-            yield start, Trace({n: a.reshape(*a.shape[:2], *self.shape(n)) for n, a in z.items()}, dt)
+            yield start, Trace({n: a.reshape(*a.shape[:2], *self.shape(n)) for n, a in z.items()}, self.dt)
 
 
 @dataclass(frozen=True)
@@ -242,6 +249,8 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
         if a.samples != b.samples:
             raise TraceError(f"{first} holds {a.samples} samples, {second} {b.samples}")
         remarks = [f"node {n!r} is in one file only" for n in sorted(a.nodes.keys() ^ b.nodes.keys())]
+        if not math.isclose(a.dt, b.dt, rel_tol=1e-6):
+            remarks.append(f"dt is {a.dt:g} in {a.path.name} and {b.dt:g} in {b.path.name}")
         for (sample, x), (_, y) in zip(a.chunks(size), b.chunks(size), strict=True):
             x, y = (Trace(_overlap(t.z, own, other, shared)) for t, own, other in ((x, a, b), (y, b, a)))
             compare_entries(results, x, y, sample)

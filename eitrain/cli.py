@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from eiexport.console import Bar, bar, run, user_errors, wide_console
-from eitrain.errors import TrainError
+
+if TYPE_CHECKING:
+    from eitrain.fit import Fitting
 
 app = typer.Typer(
     name="eitrain",
@@ -57,13 +60,15 @@ def fit(
         given += [f"{k}={v}" for k, v in (("data", data), ("epochs", epochs), ("seed", seed)) if v not in ("", None)]
         chosen = Run(path).recipe() if resume and not recipe else recipes.find(recipe or recipes.DEFAULT)
         chosen = recipes.adjust(chosen, given)
-        with bar() as progress:
+        with bar(quiet=int(os.environ.get("RANK", "0")) > 0) as progress:
             fitting = Fitting(
                 chosen, path, data_dir=data_dir, device=device, resume=resume, start_from=start_from, progress=progress
             )
-            _announce(fitting)
+            _announce(fitting, progress)
             for row in fitting.epochs():
                 _report(progress, row, chosen.epochs)
+        if not fitting.fabric.is_global_zero:
+            return
         scores = fitting.scores()
         classes = fitting.dataset.classes
         figures.curves(fitting.rows, path / "curves.png")
@@ -77,21 +82,20 @@ def fit(
             console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}; raise init_gain")
         console.print(
             f"run folder: {path}\n"
-            f"next: eiexport {shlex.quote(str(path))} --target reference --target torch --target lava"
+            f"next: eiexport {shlex.quote(str(path))} --target reference --target torch --target lava",
+            markup=False,
         )
 
 
-def _announce(fitting: object) -> None:
-    from eitrain.fit import Fitting
-
-    assert isinstance(fitting, Fitting)
+def _announce(fitting: Fitting, progress: Bar) -> None:
     r, count = fitting.recipe, sum(p.numel() for p in fitting.net.parameters())
-    gates = "+".join(k for k, on in (("SFBM", r.sfbm), ("BEIM", r.beim)) if on) or "no gates"
-    console.print(f"{r.name}: {r.architecture}, {gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
+    progress.line(
+        f"{r.name}: {r.architecture}, gates {r.gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}"
+    )
     sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
-    console.print(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
+    progress.line(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
     if fitting.first:
-        console.print(f"resumed after epoch {fitting.first}")
+        progress.line(f"resumed after epoch {fitting.first}")
 
 
 def _report(progress: Bar, row: dict[str, Any], epochs: int) -> None:
@@ -110,9 +114,8 @@ def list_recipes() -> None:
     for column in ("recipe", "data", "architecture", "gates", "T", "epochs", "encoder"):
         table.add_column(column, no_wrap=column == "recipe")
     for r in RECIPES.values():
-        gates = "+".join(k for k, on in (("SFBM", r.sfbm), ("BEIM", r.beim)) if on) or "none"
         name = f"{r.name} (default)" if r.name == DEFAULT else r.name
-        table.add_row(name, r.data, r.architecture, gates, str(r.steps), str(r.epochs), r.encoder)
+        table.add_row(name, r.data, r.architecture, r.gates, str(r.steps), str(r.epochs), r.encoder)
     console.print(table)
 
 
@@ -134,8 +137,6 @@ def evaluate(
     with user_errors("eitrain"):
         stored = runs.Run(folder)
         recipe = stored.recipe()
-        if checkpoint not in runs.CHECKPOINTS:
-            raise TrainError(f"unknown checkpoint {checkpoint!r}; valid: {', '.join(runs.CHECKPOINTS)}")
         dataset = data.load(recipe.data, stored.data_dir(data_dir), steps=recipe.steps)
         model, _ = load_model(stored, checkpoint, dataset)
         where = device_of(device)

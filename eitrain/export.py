@@ -20,10 +20,8 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
     """The model of a run folder with its first `samples` test samples.
 
     The trained network is the reference of all comparisons: evaluated in float64, its weights upcast exactly.
-    Raises TrainError for a folder without checkpoint, weights that do not fit, missing data, too few samples.
+    Raises TrainError for a folder without checkpoint, weights that do not fit, missing data.
     """
-    if checkpoint not in runs.CHECKPOINTS:
-        raise TrainError(f"unknown checkpoint {checkpoint!r}; valid: {', '.join(runs.CHECKPOINTS)}")
     run = Run(path)
     recipe = run.recipe()
     runs.load(run.checkpoint(checkpoint))  # a missing checkpoint is told before the data is looked for
@@ -54,4 +52,5 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
         return {n: z.transpose(0, 1).cpu().numpy() for n, z in record.items()}
 
     labels = dataset.test.labels[chosen]
-    return Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, dataset.classes)
+    notes = () if count == samples else (f"{dataset.name} has {count} test samples, not {samples}: all were taken",)
+    return Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, notes)

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from eiexport.graph import replacing
+from eiexport.files import replacing
 from eitrain.fit import Score
 
 matplotlib.use("Agg")  # files only: no display needed

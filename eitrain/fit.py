@@ -145,16 +145,19 @@ class Fitting:
             self._resume(net, optimiser)
         else:
             self._begin(net, start_from, data_dir)
+        self.fabric.barrier()
         self.net: SpikingNet = net
         self.model, self.optimiser = self.fabric.setup(net, optimiser)
 
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
+        if start_from is not None:
+            self._take_weights(net, start_from)
+        if not self.fabric.is_global_zero:
+            return
         path = self.run.path
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise TrainError(f"{path}: exists and is not empty; choose another --out, or continue it with --resume")
         came = {} if start_from is None else {"from": str(start_from.resolve())}
-        if start_from is not None:
-            self._take_weights(net, start_from)
         folder = None if data_dir is None else str(data_dir.resolve())
         about = {
             "name": self.dataset.name,
@@ -195,7 +198,7 @@ class Fitting:
             raise TrainError(
                 f"{self.run.path}: has {self.first} epochs already, more than --epochs {self.recipe.epochs}"
             )
-        if theirs["epochs"] != mine["epochs"]:
+        if theirs["epochs"] != mine["epochs"] and self.fabric.is_global_zero:
             self.run.write_json("config.json", {**self.run.config(), "recipe": mine})
 
     def epochs(self) -> Iterator[dict[str, Any]]:
@@ -226,7 +229,8 @@ class Fitting:
         generator = np.random.default_rng([recipe.seed, epoch, fabric.global_rank])
         torch.manual_seed((recipe.seed * 1_000_003 + epoch) * 64 + fabric.global_rank)
         order = self.train_indices[np.random.default_rng([recipe.seed, epoch]).permutation(len(self.train_indices))]
-        order = order[fabric.global_rank :: fabric.world_size]
+        # every process takes as many samples, since each step waits for all
+        order = order[fabric.global_rank : len(order) // fabric.world_size * fabric.world_size : fabric.world_size]
         batches = -(-len(order) // recipe.batch)
         batches = min(batches, recipe.batches) if recipe.batches else batches
         for group in self.optimiser.param_groups:
@@ -243,7 +247,8 @@ class Fitting:
             self.optimiser.step()
             total += runs.finite(float(loss.detach()), epoch)
             self.progress(f"epoch {epoch + 1}/{recipe.epochs}", i + 1, batches)
-        return total / batches
+        mean = fabric.all_reduce(torch.tensor(total / batches, dtype=torch.float64))
+        return float(mean)  # type: ignore[arg-type]
 
     def _store(self, epoch: int, accuracy: float) -> None:
         """best, metrics, last, and resume at the very end: it names the epoch that a later start goes on from."""

@@ -44,6 +44,11 @@ class Recipe:
     validation: float = 0.1
     seed: int = 4150
 
+    @property
+    def gates(self) -> str:
+        """The gates that are on, in words."""
+        return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "none"
+
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (from 0)."""
         return self.lr * self.lr_drop ** (epoch // self.lr_every)
@@ -160,6 +165,10 @@ def from_config(d: dict[str, Any]) -> Recipe:
     if set(d) != known:
         odd = sorted(set(d) ^ known)
         raise TrainError(f"the run's config has other fields than this version ({', '.join(odd)}): train it again")
+    for f in fields(Recipe):
+        number = isinstance(d[f.name], int) and f.type == "float"
+        if type(d[f.name]).__name__ != f.type and not number:
+            raise TrainError(f"the run's config holds {f.name} = {d[f.name]!r}, which is no {f.type}: train it again")
     return verify(Recipe(**d))
 
 

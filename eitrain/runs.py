@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from eiexport.graph import replacing
+from eiexport.files import replacing
 from eitrain import recipes
 from eitrain.errors import TrainError
 from eitrain.recipes import Recipe
@@ -38,6 +38,9 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, name: str) -> Path:
+        """Path of "best", "last", or "resume" (what --resume goes on from); raises TrainError for another name."""
+        if name not in (*CHECKPOINTS, "resume"):
+            raise TrainError(f"unknown checkpoint {name!r}; valid: {', '.join(CHECKPOINTS)}")
         return self.path / f"{name}.safetensors"
 
     def config(self) -> dict[str, Any]:
@@ -46,11 +49,14 @@ class Run:
         if not self.path.is_dir():
             raise TrainError(f"{self.path}: no such run folder; `eitrain fit --out {self.path}` makes one")
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except FileNotFoundError:
             raise TrainError(f"{self.path}: no run folder (config.json is missing)") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as e:
             raise TrainError(f"{path}: not valid JSON ({e}); the run cannot be used") from None
+        if not isinstance(found, dict) or not isinstance(found.get("data", {}), dict):
+            raise TrainError(f"{path}: not the config of a run; it cannot be used")
+        return found
 
     def recipe(self) -> Recipe:
         """The recipe the run was trained with."""
@@ -78,7 +84,10 @@ class Run:
     def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Rows of the first `epochs` epochs."""
         lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        return [row for row in map(json.loads, lines) if row["epoch"] < epochs]
+        try:
+            return [row for row in map(json.loads, lines) if row["epoch"] < epochs]
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise TrainError(f"{self.metrics}: damaged ({e}); remove it to go on without the earlier rows") from None
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -122,9 +131,12 @@ def provenance() -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "unknown"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = ["git", "-C", str(Path(__file__).parent)]
+    quiet: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        # installed inside somebody else's repository, its commit is not ours
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **quiet)
+        commit = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40"], **quiet).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
     return {"versions": found, "git": commit}

@@ -36,11 +36,10 @@ class EngineUnavailable(TargetError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a target says of a node kind: how exact, held against which oracle, and on which kind of process."""
+    """What a target says of a node kind: how exact, and held against which oracle."""
 
     exactness: str  # "exact" | "exact after lowering" | "approximate" | "no"
     oracle: str = ""
-    process: str = "custom"  # "stock": the engine's own; "custom": our step inside it
 
     def __str__(self) -> str:
         return f"{self.exactness} ({self.oracle})" if self.oracle else self.exactness

@@ -133,5 +133,6 @@ def _call(step: str, *command: str) -> None:
         why = (errors or lines or ["no output"])[-1]
         raise LavaUnavailable(
             f"the Lava engine cannot be set up: {step} failed: {why}; "
-            f"check the network and the package index, then repeat, or set {PLACE} to a finished environment"
+            f"check the network and the package index, then repeat, or set {PLACE} to one "
+            "that these tools made elsewhere"
         )
