@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from eiexport.console import run, user_errors, wide_console
 from eiexport.errors import ExportError
@@ -112,7 +113,7 @@ def _compare(first: Path, second: Path) -> int:
         table.add_column(column, justify="left" if column == "node" else "right")
     for name, r in results.items():
         mark = f"{name} (silent)" if r.silent else name
-        table.add_row(mark, f"{r.entries:,}", f"{r.mismatches:,}", f"{r.spikes:,}", f"{r.spikes_reference:,}")
+        table.add_row(Text(mark), f"{r.entries:,}", f"{r.mismatches:,}", f"{r.spikes:,}", f"{r.spikes_reference:,}")
     console.print(table)
     for text in remarks:
         console.print(text, markup=False)

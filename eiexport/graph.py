@@ -15,7 +15,7 @@ import numpy as np
 from eiexport import nodes
 from eiexport.alphabet import REAL, Alphabet
 from eiexport.errors import GraphError
-from eiexport.files import replacing
+from eiexport.files import writing
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
@@ -96,8 +96,8 @@ def write(graph: nir.NIRGraph, path: str | Path) -> None:
         empty = [k for k, v in node.to_dict().items() if v is None]
         if empty:
             raise GraphError(f"node {name!r}: {empty[0]} is None, which HDF5 cannot hold; fill it in")
-    with replacing(Path(path)) as temporary:
-        nir.write(temporary, graph)
+    with writing(Path(path)) as sink:
+        nir.write(sink, graph)
 
 
 def stamp(graph: nir.NIRGraph, *, dt: float, integrator: str, dtype: str, **provenance: Any) -> nir.NIRGraph:

@@ -56,7 +56,13 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     for old in (*out.glob("traces/*.h5"), *out.glob("raster-*.png"), *out.glob("report.*")):
         old.unlink()  # what an earlier export left must not stand beside this one's results
     size = chunk_size(network, steps)
-    alphabet = _write_input(model, network, out / "input.h5", size, progress)
+    fresh = not out.exists()
+    try:
+        alphabet = _write_input(model, network, out / "input.h5", size, progress)
+    except Exception:
+        if fresh and out.is_dir():  # refused: leave nothing behind
+            out.rmdir()
+        raise
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
     graph.write(_stamped(prepared, network), out / "model.nir")
 

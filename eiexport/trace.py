@@ -21,7 +21,7 @@ import numpy as np
 
 from eiexport.alphabet import Alphabet
 from eiexport.errors import TraceError
-from eiexport.files import replacing
+from eiexport.files import writing
 from eiexport.graph import Network
 from eiexport.ops import Ints
 
@@ -63,8 +63,8 @@ class TraceWriter:
 
     def __enter__(self) -> TraceWriter:
         self._stack = ExitStack()
-        temporary = self._stack.enter_context(replacing(self._path))
-        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
+        self._sink = self._stack.enter_context(writing(self._path))
+        self._file = self._stack.enter_context(h5py.File(self._sink, "w"))
         self._file.attrs.update({"__type__": "NIRGraphData", "schema": 1, "engine": self._engine})
         self._nodes = self._file.create_group("nodes")
         return self
@@ -80,6 +80,8 @@ class TraceWriter:
                 )
             data.resize(len(data) + len(z), axis=0)
             data[len(data) - len(z) :] = z.reshape(*z.shape[:2], -1)
+        if self._sink.error is not None:
+            raise self._sink.error
 
     def _create(self, name: str, z: np.ndarray, latency: int) -> None:
         node = self._nodes.create_group(name)

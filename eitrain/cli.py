@@ -89,9 +89,7 @@ def fit(
 
 def _announce(fitting: Fitting, progress: Bar) -> None:
     r, count = fitting.recipe, sum(p.numel() for p in fitting.net.parameters())
-    progress.line(
-        f"{r.name}: {r.architecture}, gates {r.gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}"
-    )
+    progress.line(f"{r.name}: {r.architecture}, {r.gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
     sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
     progress.line(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
     if fitting.first:

@@ -47,7 +47,7 @@ class Recipe:
     @property
     def gates(self) -> str:
         """The gates that are on, in words."""
-        return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "none"
+        return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "no gates"
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch (from 0)."""
@@ -115,7 +115,8 @@ def adjust(recipe: Recipe, settings: list[str]) -> Recipe:
         try:
             changed[key] = _parse(value, types[key])
         except ValueError:
-            raise TrainError(f"--set {text}: {key} is {types[key].__name__}, {value!r} is not") from None
+            kind = {bool: "bool (true or false)"}.get(types[key], types[key].__name__)
+            raise TrainError(f"--set {text}: {key} is {kind}, {value!r} is not") from None
     return verify(replace(recipe, **changed))
 
 

@@ -65,7 +65,7 @@ class Run:
             raise TrainError(f"{self.path / 'config.json'}: holds no recipe; the run cannot be used")
         try:
             return recipes.from_config(stored)
-        except TypeError as e:
+        except TrainError as e:
             raise TrainError(f"{self.path / 'config.json'}: {e}") from None
 
     def data_dir(self, given: Path | None = None) -> Path | None:

@@ -417,3 +417,18 @@ def test_silent_layers_are_named() -> None:
         net.linear1.bias.zero_()
     score = evaluate(net, QUICK, digits.test, np.arange(20), 10, torch.device("cpu"))
     assert score.silent == ["neuron2"] and score.layers["neuron2"] == {"rate": 0, "positive": 0, "negative": 0}
+
+
+def test_two_processes_train_one_network(tmp_path: Path) -> None:
+    """torchrun: each process takes half of the samples, gradients are averaged, one of them writes and prints."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "eitrain.cli"]
+    command = [*torchrun, "fit", "--device", "cpu", "--out", str(tmp_path / "run"), *settings(replace(QUICK, epochs=2))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [r["epoch"] for r in rows(tmp_path / "run")] == [0, 1]
+    assert done.stdout.count("best: test accuracy") == 1
+    alone = train(tmp_path / "alone", replace(QUICK, epochs=2))
+    # twice the samples a step: neither the same run nor another experiment
+    pair = rows(tmp_path / "run")
+    assert pair[-1]["train_loss"] != alone[-1]["train_loss"]
+    assert abs(pair[-1]["train_loss"] - alone[-1]["train_loss"]) < 0.02
