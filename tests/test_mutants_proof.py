@@ -1,0 +1,204 @@
+"""Wrong torch ops, wrong gradients and a check that looks away must be caught: `test_mutants` for the proof itself.
+
+Each script of `claims` says what must hold of one part. This file as a script, `test_mutants_proof.py SCRIPT`, runs it
+unchanged and once with every mutant, each in a process of its own, forked before any module of the project is loaded.
+Exit codes of these processes as in `test_mutants`: agrees, caught, and anything else where the mutant itself is broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import claims
+import pytest
+from test_mutants import AGREES, CAUGHT, Finder
+
+TORCH, KERNELS, CHECK, BOUNDS, TRACE, SESSION, REPORT = (
+    *("targets.pytorch", "targets.kernels", "eiexport.check", "eiexport.bounds", "eiexport.trace"),
+    *("eiexport.session", "eiexport.report"),
+)
+COMPARE, AFTER = '(torch.ge if compare == "ge" else torch.gt)(v', "carried.mul_(inner.decay).add_(g * x[t])"
+BEFORE = "torch.sign(ops.conv(x[t], wb, bb, step.balance.window)) * (x[t] > inner.threshold)"
+WINDOW = "window.stride, window.padding, window.dilation, window.groups"
+UNLESS_ZERO = "*((window.padding, window.stride) if min(window.padding) else (window.stride, window.padding))"
+
+MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "torch_target": {
+        "> for >=": (TORCH, COMPARE, "torch.gt(v"),
+        ">= for >": (TORCH, COMPARE, "torch.ge(v"),
+        "training: > for >=": (TORCH, '_at_or_above if compare == "ge" else', "_above if True else"),
+        "training: >= for >": (TORCH, "else _above", "else _at_or_above"),
+        "sign(0) = 1": (TORCH, "return torch.sign(x) if", "return torch.sign(x).add(x == 0) if"),
+        "training: sign(0) = 1": (TORCH, "(x, torch.sign,", "(x, lambda x: torch.sign(x).add(x == 0),"),
+        "bias of a matrix dropped": (TORCH, "functional.linear(x, weight, bias)", "functional.linear(x, weight)"),
+        "bias of a convolution dropped": (TORCH, "run(x, weight, bias,", "run(x, weight, None,"),
+        "groups read the first channels": (
+            TORCH,
+            f"run(x, weight, bias, {WINDOW})",
+            f"run(x[:, : weight.shape[1]], weight, bias, {WINDOW.replace('window.groups', '1')})",
+        ),
+        "padding and stride exchanged": (TORCH, "bias, window.stride, window.padding", f"bias, {UNLESS_ZERO}"),
+        "dilation ignored": (TORCH, "window.dilation, window.groups", "1, window.groups"),
+        "sum averaged": (TORCH, "divisor_override=1", "divisor_override=None"),
+        "padding of a pool ignored": (TORCH, "kernel, window.stride, window.padding,", "kernel, window.stride, 0,"),
+        "-1 lost when stored": (TRACE, "return z.astype(np.int8)", "return np.abs(z).astype(np.int8)"),
+        "time and samples exchanged": (TORCH, "(np.swapaxes(x, 0, 1))", "(x)", "a.transpose(0, 1)", "a"),
+        "float32 as float64": (TORCH, "TorchOps(getattr(torch, self.dtype)", "TorchOps(torch.float32"),
+    },
+    "fused_scan": {
+        "feedback ignored": (
+            KERNELS,
+            ".conv(sent[t - 1], wf, bf, step.feedback.window).sigmoid_()",
+            ".zeros(v.shape) + 1",
+        ),
+        "feedback of this step": (KERNELS, "ops.conv(sent[t - 1], wf", f"ops.conv({BEFORE}, wf"),
+        "decay ignored": (KERNELS, AFTER, "carried + g * x[t]"),
+        "decay missing backward": (KERNELS, "to_carried = to_v.mul_(inner.decay)", "to_carried = to_v"),
+        "reset not in the gradient": (KERNELS, "to_spike.addcmul_(v, to_carried, value=-1)", "pass"),
+        "gradient passes a reset": (KERNELS, "addcmul_(to_carried, spike.neg_().add_(1))", "add_(to_carried)"),
+        "slope of the balance missing": (KERNELS, "slope(c).mul_(to_sent).mul_(spike)", "to_sent * spike"),
+        "slope of the spike missing": (
+            KERNELS,
+            "to_v.addcmul_(to_spike, slope(v - inner.threshold))",
+            "to_v += to_spike",
+        ),
+        "balance in the feedback's window": (KERNELS, "wb, bb, step.balance.window", "wb, bb, step.feedback.window"),
+        "its window missing backward": (KERNELS, "back_b, None, balance.window", "back_b, None, feedback.window"),
+        "its window missing in the weights": (KERNELS, "wb, to_c, balance)", "wb, to_c, feedback)"),
+        "kernel not turned": (KERNELS, "w.flip(2, 3).transpose(0, 1)", "w.transpose(0, 1)"),
+        "feedback's bias without gradient": (KERNELS, "to_bf += to_fed.sum((0, 2, 3))", "pass"),
+        "balance's bias without gradient": (KERNELS, "to_bb += to_c.sum((0, 2, 3))", "pass"),
+        "balance: t = 0 skipped": (KERNELS, "(v, wb, to_c, balance)", "(v, wb, to_c * (t > 0), balance)"),
+        "feedback's weights see this step": (KERNELS, "_weight_grad(sent[t - 1]", "_weight_grad(sent[t]"),
+        "loss of earlier steps dropped": (KERNELS, ".add_(grad[t - 1])", ""),
+        "sigmoid's slope missing": (KERNELS, ".mul_(g.neg().add_(1))", ""),
+        ">= for >": (KERNELS, "torch.gt(v, inner.threshold", "torch.ge(v, inner.threshold"),
+        "sign(0) = 1": (KERNELS, "torch.mul(torch.sign(c), spike", "torch.mul(torch.sign(c).add(c == 0), spike"),
+    },
+    "check": {
+        "exact hit is a tie": (CHECK, "(distance <= e) & (e > 0) &", "(distance <= e) &"),
+        "any distance is a tie": (CHECK, "(distance <= e) & (e > 0) &", ""),
+        "share of ties not capped": (CHECK, "ties > TIES[dtype] * entries or ", ""),
+        "distance of ties not capped": (CHECK, " or margin > MARGIN", ""),
+        "real values not capped": (CHECK, "np.minimum(e, MARGIN * np.abs(expected).max(initial=1.0))", "e"),
+        "ties told as equal": (CHECK, '"explained" if ties else "equal"', '"equal"'),
+        "nothing compared is equal": (CHECK, "if not entries or any(", "if any("),
+        "mismatches not summed": (CHECK, "result.mismatches += int", "result.mismatches = int"),
+        "mismatches not judged": (CHECK, "any(r.mismatches for r in results.values())", "False"),
+        "state follows the reference": (
+            *(CHECK, "state = step.reset(self.ops, membrane, sent, self.ops.exact(reset))"),
+            "state = step.reset(self.ops, membrane, nominal, s)",
+        ),
+        "a tie resets as the reference": (CHECK, "np.where(hit, other.x, reset), wrong", "reset, wrong"),
+        "inputs follow the reference": (CHECK, "(self._spikes(name) or", "(False or"),
+        "NaN passes": (
+            CHECK,
+            "~((difference == 0) | (difference <= allowed) & np.isfinite(e))",
+            "difference > allowed",
+        ),
+        "first node only": (CHECK, "result in self.results.items():", "result in [*self.results.items()][:1]:"),
+        "any shape accepted": (CHECK, "if z[name].shape != expected:", "if False:"),
+        "absolute values checked": (CHECK, "wrong = sent != nominal", "wrong = np.abs(sent) != np.abs(nominal)"),
+        "offset of a sample lost": (CHECK, "sample + i", "i"),
+        "everything fits": (BOUNDS, "return k is not None and (", "return True or ("),
+        "nothing fits": (BOUNDS, "return k is not None and (", "return False and ("),
+        "mantissa too long": (BOUNDS, "nmant + 1", "nmant + 29"),
+        "products exact": (BOUNDS, "relative = roundings * self.u", "relative = 0.0"),
+        "sums exact": (BOUNDS, "e + n * self.u * (magnitude + e)", "e"),
+        "bounds too wide": (BOUNDS, "self.u = ", "self.u = 1e6 * "),
+        "cancellation forgotten": (BOUNDS, "magnitude = apply(np.abs(x.x), w)", "magnitude = np.abs(y)"),
+        "bias not in the bound": (BOUNDS, "magnitude + np.abs(bias.x)", "magnitude"),
+        "error of the input lost": (BOUNDS, "apply(x.e, w) if x.e.any()", "apply(x.e, w) if False"),
+        "error of the membrane lost": (BOUNDS, "a.x + b.x, a.e + b.e,", "a.x + b.x, 0 * (a.e + b.e),"),
+        "folded factors forgotten": (BOUNDS, "magnitude = a.rough * b.rough", "magnitude = np.abs(a.x * b.x)"),
+        "signs ignored, free-running": (TRACE, "wrong = x != y", "wrong = np.abs(x) != np.abs(y)"),
+        "offset lost, free-running": (TRACE, "sample + s,", "s,"),
+        "last divergence first": (TRACE, "(found.step, found.sample) <", "(found.step, found.sample) >"),
+        "anything is a spike": (TRACE, "and np.isin(z, (-1, 0, 1)).all()", ""),
+    },
+    "export": {
+        "delivered samples not counted": (SESSION, "if start != len(self.x):", "if False:"),
+        "offset of a chunk lost": (SESSION, "chunk.z, start)", "chunk.z, 0)"),
+        "offset lost, free-running": (SESSION, "Trace(spikes), start)", "Trace(spikes), 0)"),
+        "always equal": (SESSION, "judge(check.results, row.dtype)", '"equal"'),
+        "another run than the reference's": (SESSION, 'if row.status == "equal" and row.free_running:', "if False:"),
+        "wrong reference accepted": (REPORT, "self.reference.ok and ", ""),
+        "failed is ok": (REPORT, 'in ("equal", "explained")', 'in ("equal", "explained", "failed")'),
+        "one good row is enough": (REPORT, "all(r.ok for r in self.rows)", "any(r.ok for r in self.rows)"),
+    },
+}
+
+
+@cache
+def outcomes(script: str) -> dict[str, tuple[int, str]]:
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, __file__, script], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("script", MUTANTS)
+def test_unchanged_source_agrees(script: str) -> None:
+    code, said = outcomes(script)[""]
+    assert code == AGREES, said
+
+
+@pytest.mark.parametrize("script, name", [(s, n) for s, mutants in MUTANTS.items() for n in mutants])
+def test_mutant_is_caught(script: str, name: str) -> None:
+    code, said = outcomes(script)[name]
+    assert code != AGREES, "the mutant survives: nothing tells it from the original"
+    assert code == CAUGHT, said
+
+
+# --- the script
+
+
+def run(script: Callable[[], claims.Claims], changes: tuple[str, ...]) -> str:
+    """The first claim that does not hold, or nothing."""
+    finder = Finder(changes[0], changes[1:]) if changes else None
+    if finder:
+        sys.meta_path.insert(0, finder)
+    warnings.simplefilter("ignore")  # a mutant may divide by zero
+    wrong = next((f"{what} does not hold" for what, holds in script() if not holds), "")
+    if finder and not finder.used:
+        raise RuntimeError(f"{finder.name} was never imported")
+    return wrong
+
+
+def forked(script: Callable[[], claims.Claims], changes: tuple[str, ...]) -> tuple[int, str]:
+    """(exit code, what was said) of a child that gets the mutant."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        with open(reader) as said:
+            text = said.read()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+    signal.alarm(60)
+    code = 1
+    try:
+        wrong = run(script, changes)
+        code = CAUGHT if wrong else AGREES
+    except BaseException as e:  # SystemExit too: a fragment that is not there
+        wrong = f"the mutant breaks down: {e!r}"
+    os.write(writer, wrong.encode()[:4000])
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    for heavy in ("h5py", "matplotlib.pyplot", "nir", "torch"):
+        importlib.import_module(heavy)
+    if any(m.partition(".")[0] in ("eiexport", "targets") for m in sys.modules):
+        raise SystemExit("a module of the project is loaded already: mutants of it would not be seen")
+    mutants = {"": (), **MUTANTS[sys.argv[1]]}
+    print(json.dumps({name: forked(getattr(claims, sys.argv[1]), changes) for name, changes in mutants.items()}))
