@@ -88,7 +88,7 @@ class Sink(io.RawIOBase):
 
 @contextmanager
 def writing(path: Path) -> Iterator[Sink]:
-    """A sink for one HDF5 file that takes its place under `path` when the block succeeds; raises OSError on a full disk."""
+    """A sink for one HDF5 file, which takes its place when the block succeeds; raises OSError on a full disk."""
     with replacing(path) as temporary, open(temporary, "w+b", buffering=0) as raw:
         sink = Sink(raw)
         try:
