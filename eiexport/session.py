@@ -23,6 +23,7 @@ from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
 
 Progress = Callable[[str, int, int], None]
+TRAINED = "trained"  # the row and trace of the trained network's own run
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,6 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     steps = first.shape[1]
 
     out = settings.out
-    for old in (*out.glob("traces/*.h5"), *out.glob("raster-*.png"), *out.glob("report.*")):
-        old.unlink()  # what an earlier export left must not stand beside this one's results
     size = chunk_size(network, steps)
     fresh = not out.exists()
     try:
@@ -63,6 +62,7 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         if fresh and out.is_dir():  # refused: leave nothing behind
             out.rmdir()
         raise
+    _clear(out, (*base.REGISTRY, TRAINED))
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
     graph.write(_stamped(prepared, network), out / "model.nir")
 
@@ -76,9 +76,16 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     return result
 
 
+def _clear(out: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier export left: it must not stand beside this one's results. No other file is touched."""
+    ours = [f for n in names for f in (f"traces/{n}.h5", f"raster-{n}.png")]
+    for file in ("report.json", "report.html", *ours):
+        (out / file).unlink(missing_ok=True)
+
+
 def _stamped(prepared: nir.NIRGraph, network: Network) -> nir.NIRGraph:
     """The graph that ran, saying its dt and integrator also where the user had to."""
-    if "eiexport" in prepared.metadata:
+    if {"dt", "integrator"} <= set(prepared.metadata.get("eiexport", ())):
         return prepared
     clock = network.clock
     return graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64")
@@ -129,7 +136,7 @@ class _Session:
         if self.model.trace is None:
             return self.row("reference", None)
         trace = self.model.trace
-        row = Row("trained", "equal", "the graph", evidence="training code, float64")
+        row = Row(TRAINED, "equal", "the graph", evidence="training code, float64")
 
         def run() -> Iterator[Trace]:
             for start in range(0, len(self.x), self.size):

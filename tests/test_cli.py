@@ -888,3 +888,16 @@ def test_chunks_fit_the_budget() -> None:
 def test_nothing_prints_in_colour_into_a_pipe(net: tuple[Path, Path]) -> None:
     told = invoke(EXPORT, net[0], "--input", net[1])
     assert "\x1b" not in told.stdout and torch.get_default_dtype() == torch.float32
+
+
+def test_an_earlier_export_leaves_nothing_beside_this_one(net: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [net[0], "--input", net[1], "--out", out]
+    invoke(eiexport.cli.app, *arguments, "--target", "torch")
+    own = [out / "report.txt", out / "raster-mine.png", out / "traces/mine.h5"]
+    for path in own:
+        path.write_text("not made here")
+    invoke(eiexport.cli.app, *arguments, "--target", "reference")
+    assert not (out / "traces/torch.h5").exists() and not (out / "raster-torch.png").exists()
+    assert (out / "traces/reference.h5").exists()
+    assert all(path.read_text() == "not made here" for path in own)
