@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from eiexport.errors import ExportError
 
@@ -56,24 +56,29 @@ def run(app: typer.Typer, tool: str) -> None:
 
 
 class Bar:
-    """Call it with (what, done, total); `line` prints something that stays. `every`: seconds between plain lines."""
+    """Call it with (what, done, total), for several things at once; `line` prints what stays.
+
+    every: seconds between lines where there is no terminal.
+    """
 
     def __init__(self, progress: Progress | None, console: Console, every: float = 10.0) -> None:
         self._progress, self._console, self._every = progress, console, every
-        self._what, self._began, self._last = "", 0.0, 0.0
-        self._task = progress.add_task("", total=None, visible=False) if progress else None
+        self._began: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._last = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what != self._what:
-            self._what, self._began, self._last = what, now, now
-            if self._progress and self._task is not None:
-                self._progress.reset(self._task, description=what, total=total, visible=True)
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        began = self._began.setdefault(what, now)
+        if self._progress:
+            if what not in self._tasks:
+                self._tasks[what] = self._progress.add_task(what, total=total)
+            self._progress.update(self._tasks[what], completed=done, total=total)
+            if done >= total:
+                self._progress.remove_task(self._tasks.pop(what))
         elif now - self._last >= self._every and done < total:
             self._last = now
-            left = (now - self._began) / max(1, done) * (total - done)
+            left = (now - began) / max(1, done) * (total - done)
             self._console.print(f"{what}: {done}/{total}, about {left:.0f} s left")
 
     def line(self, text: str) -> None:

@@ -171,6 +171,8 @@ class _Session:
             row.status, row.message = "unsupported", str(e)
         except (base.TargetError, TraceError) as e:  # the latter: what came back is no trace of this network
             row.status, row.message = "failed", str(e)
+        if not row.results:
+            row.evidence = ""  # nothing came of it, so it rests on nothing
         return row
 
     def _compare(self, row: Row, chunks: Iterator[Trace], reference: Row | None) -> None:
