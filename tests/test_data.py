@@ -240,7 +240,8 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("file, content, says", DAMAGED)
+# names of their own: a gzip file holds the time it was made, and two test processes must agree on names
+@pytest.mark.parametrize("file, content, says", DAMAGED, ids=[f"{i}-{d[0]}" for i, d in enumerate(DAMAGED)])
 def test_damaged_file(tmp_path: Path, file: str, content: bytes, says: str) -> None:
     if file.startswith("data"):
         (write_cifar_binary if file.endswith(".bin") else write_cifar_python)(tmp_path)
