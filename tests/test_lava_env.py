@@ -97,6 +97,14 @@ def _left(started: str) -> list[int | str]:
     return [*_members(int(group)), *(path.name for path in SHARED_MEMORY.glob(f"{prefix}*"))]
 
 
+def _nothing_stays(started: str) -> None:
+    """The group has been killed; on a busy machine its last process may take a moment to be gone."""
+    deadline = time.monotonic() + 10
+    while left := _left(started):
+        assert time.monotonic() < deadline, f"{left} outlive their starter"
+        time.sleep(0.05)
+
+
 def test_player_dense_lif_recorder(lava: Path, tmp_path: Path) -> None:
     """One Dense is one step, the recorder takes it off again; two networks share one start."""
     rng = np.random.default_rng(0)
@@ -219,7 +227,7 @@ def test_hang_is_ended(lava: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkerTimeout, match="said nothing for 6 s") as caught:
         run_worker(lava, [script, str(tmp_path)], timeout=6, pythonpath=[ROOT], on_progress=lines.append)
     assert "\n" not in str(caught.value)
-    assert not _left(lines[0])
+    _nothing_stays(lines[0])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,9 @@ def test_crash_is_told(lava: Path, tmp_path: Path, body: str, message: str) -> N
     with pytest.raises(WorkerError, match=message) as caught:
         run_worker(lava, [script, str(tmp_path)], timeout=30, pythonpath=[ROOT], on_progress=lines.append)
     assert "\n" not in str(caught.value) and not isinstance(caught.value, WorkerTimeout)
-    assert not [left for line in lines if line.startswith("started") for left in _left(line)]
+    for line in lines:
+        if line.startswith("started"):
+            _nothing_stays(line)
 
 
 def test_stderr_is_bounded(tmp_path: Path) -> None:
@@ -279,10 +289,7 @@ def test_worker_does_not_outlive_its_starter(lava: Path, tmp_path: Path, how: si
         assert len(_left(started)) > 3
         starter.send_signal(how)
         starter.wait(20)
-    deadline = time.monotonic() + 10
-    while left := _left(started):
-        assert time.monotonic() < deadline, f"{left} outlive their starter"
-        time.sleep(0.05)
+    _nothing_stays(started)
 
 
 def test_failing_pip_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
