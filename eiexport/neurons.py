@@ -206,13 +206,13 @@ class GatedFire(Neuron):
 
     def charge(self, ops: Ops, driven: Array, state: State) -> State:
         fed = None if self.feedback is None else self.feedback.drive(ops, state[1])
-        v = self.gated(ops, driven, state, fed)
-        return (v,) if self.balance is None else (v, self.balance.drive(ops, v))
+        return self.gated(ops, driven, state, fed)
 
-    def gated(self, ops: Ops, driven: Array, state: State, fed: Array | None) -> Array:
-        """V, with the feedback current `fed` given: an engine may compute feedback(d[t-1]) on its own fabric."""
+    def gated(self, ops: Ops, driven: Array, state: State, fed: Array | None) -> State:
+        """Membranes for a given feedback current `fed`: an engine may compute feedback(d[t-1]) on its own fabric."""
         x = driven if fed is None else ops.mul(ops.gate(fed), driven)
-        return self.inner.charge(ops, x, state[:1])[0]
+        (v,) = self.inner.charge(ops, x, state[:1])
+        return (v,) if self.balance is None else (v, self.balance.drive(ops, v))
 
     def decide(self, ops: Ops, membrane: State) -> tuple[Array, Array]:
         if self.balance is None:

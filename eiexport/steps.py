@@ -82,7 +82,10 @@ class Neuron(Step):
         return ()
 
     def step(self, ops: Ops, driven: Array, state: State) -> tuple[Array, State]:
-        membrane = self.charge(ops, driven, state)
+        return self.settle(ops, self.charge(ops, driven, state))
+
+    def settle(self, ops: Ops, membrane: State) -> tuple[Array, State]:
+        """Fire and reset: (z, state) for charged membranes."""
         z, s = self.decide(ops, membrane)
         return z, self.reset(ops, membrane, z, s)
 

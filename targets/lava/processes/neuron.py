@@ -121,10 +121,7 @@ class PyStepGated(AbstractPyStep):
     def advance(self, first: bool, x: np.ndarray, *rest: np.ndarray) -> tuple[Array, State]:
         # what a sample's first step is fed still comes from the sample before
         fed = self.resting if first else rest[0] + self.resting
-        v = self.step.gated(OPS, self.driven(x), self.state, fed)
-        membrane = (v,) if self.step.balance is None else (v, self.step.balance.drive(OPS, v))
-        z, s = self.step.decide(OPS, membrane)
-        return z, self.step.reset(OPS, membrane, z, s)
+        return self.step.settle(OPS, self.step.gated(OPS, self.driven(x), self.state, fed))
 
 
 @implements(proc=StepMap, protocol=LoihiProtocol)
