@@ -115,6 +115,30 @@ class BoundedOps:
     def stop_gradient(self, x: Bounded) -> Bounded:
         return x
 
+    # of whole numbers: without an error they are exact, with one the result is off by as much, and one for rounding
+
+    def shift_floor(self, x: Bounded, bits: int) -> Bounded:
+        return self._whole(self.np.shift_floor(x.x, bits), np.ldexp(x.e, -bits), x)
+
+    def shift_zero(self, x: Bounded, bits: int) -> Bounded:
+        return self._whole(self.np.shift_zero(x.x, bits), np.ldexp(x.e, -bits), x)
+
+    def wrap(self, x: Bounded, bits: int) -> Bounded:
+        return self._whole(self.np.wrap(x.x, bits), np.where(x.e > 0, 2.0**bits, 0.0), x)
+
+    def modulo(self, x: Bounded, bits: int) -> Bounded:
+        return self._whole(self.np.modulo(x.x, bits), np.where(x.e > 0, 2.0**bits, 0.0), x)
+
+    def saturate(self, x: Bounded, lo: int, hi: int) -> Bounded:
+        return self._whole(self.np.saturate(x.x, lo, hi), x.e, x)
+
+    def table(self, index: Bounded, values: Bounded) -> Bounded:
+        spread = float(np.ptp(values.x))
+        return self._whole(self.np.table(index.x, values.x), np.where(index.e > 0, spread, 0.0), index)
+
+    def _whole(self, y: np.ndarray, e: np.ndarray, x: Bounded) -> Bounded:
+        return Bounded(y, np.where(x.e > 0, e + 1, 0.0), 0)
+
     def _lift(self, a: Any) -> Bounded:
         return a if isinstance(a, Bounded) else self.const(np.asarray(a, np.float64))
 

@@ -153,7 +153,7 @@ class ExecutionCheck:
                 if threshold is not None:
                     why += f", threshold {np.broadcast_to(threshold.x, wrong.shape[1:])[neuron]:.9g}"
                 if len(membrane) > 1 and getattr(step, "balance", None) is not None:
-                    why += f", balance {membrane[1].x[at]:.9g}"
+                    why += f", balance {membrane[-1].x[at]:.9g}"
                 result.diverge(Divergence(name, sample + i, t, neuron, float(sent.x[at]), float(nominal.x[at]), why))
         return _stacked(outputs)
 

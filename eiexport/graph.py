@@ -16,6 +16,7 @@ from eiexport import nodes
 from eiexport.alphabet import REAL, Alphabet
 from eiexport.errors import GraphError
 from eiexport.files import writing
+from eiexport.integers import EXTENSIONS
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
@@ -54,6 +55,11 @@ class Network:
         ends = {s for o in self.outputs for s in self.sources[o]}
         flat = (n for component in self.order for n in component)
         return tuple(n for n in flat if self.steps[n].neuron or (n in ends and n != self.input))
+
+    @property
+    def integer(self) -> bool:
+        """True where integer nodes compute: then every value is a whole number, and engines must agree bit for bit."""
+        return any(type(node).__name__ in EXTENSIONS for node in self.graph.nodes.values())
 
     def input_shape(self, name: str) -> Ints:
         """Neuron shape that enters a node."""
@@ -146,6 +152,11 @@ def check(
             raise GraphError(f"node {name!r} ({type(node).__name__}): malformed fields ({e})") from None
     order, cycles = _order(steps, sources)
     shapes, alphabets = _infer(graph, steps, sources, order, alphabet)
+    for name, came in sources.items():
+        try:
+            steps[name] = steps[name].under(_total(alphabets, came)) if came else steps[name]
+        except ValueError as e:
+            raise GraphError(f"node {name!r} ({type(graph.nodes[name]).__name__}) {e}") from None
     return Network(graph, clock, steps, shapes, sources, order, cycles, alphabets)
 
 
@@ -303,11 +314,11 @@ def _infer(
                 shapes[name] = steps[name].output_shape(shape)
             except ValueError as e:
                 raise GraphError(f"nodes {source!r} and {name!r} do not fit: {source!r} gives {shape}, {e}") from None
-            total = alphabets[known[0]]
-            for other in known[1:]:
-                total = total + alphabets[other]
-            # a value that comes back round a cycle is not bounded by this pass
-            alphabets[name] = steps[name].alphabet(total if len(known) == len(sources[name]) else REAL)
+            # a value that comes back round a cycle is not known yet
+            alphabets[name] = steps[name].alphabet(_total(alphabets, sources[name]))
+        # a neuron's output does not depend on what drives it, so a second round knows what comes back
+        for name in component if len(component) > 1 else ():
+            alphabets[name] = steps[name].alphabet(_total(alphabets, sources[name]))
         for name in component:
             for source in sources[name]:
                 if shapes[source] != shapes[sources[name][0]]:
@@ -321,6 +332,14 @@ def _infer(
             if declared != shapes[name]:
                 raise GraphError(f"Output {name!r} declares {declared}, but {sources[name][0]!r} gives {shapes[name]}")
     return shapes, alphabets
+
+
+def _total(alphabets: dict[str, Alphabet], sources: tuple[str, ...]) -> Alphabet:
+    """The alphabet of the sum of some edges; REAL while one of them is unknown."""
+    total = alphabets.get(sources[0], REAL)
+    for other in sources[1:]:
+        total = total + alphabets.get(other, REAL)
+    return total
 
 
 def _input_shape(graph: nir.NIRGraph, name: str) -> Ints:

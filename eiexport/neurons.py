@@ -33,6 +33,7 @@ class Leaky(Neuron):
     NIR I, `dv/dt = R x`: decay = 1, gain = dt R.
     """
 
+    observed: ClassVar[tuple[str, ...]] = ("v",)
     shape: Ints
     decay: np.ndarray
     gain: np.ndarray | None = None  # None: 1
@@ -71,6 +72,7 @@ class Synapse(Leaky):
     box neuron and Lava's LIF do.
     """
 
+    observed: ClassVar[tuple[str, ...]] = ("v", "u")
     decay_u: np.ndarray | None = None
     gain_u: np.ndarray | None = None
 
@@ -184,6 +186,7 @@ class GatedFire(Neuron):
     """
 
     scope: ClassVar[str] = "coupled"
+    observed: ClassVar[tuple[str, ...]] = ("v",)
     inner: LeakyFire
     feedback: Step | None
     balance: Step | None
@@ -205,24 +208,32 @@ class GatedFire(Neuron):
         return *self.inner.init(ops, shape), ops.zeros(shape)
 
     def charge(self, ops: Ops, driven: Array, state: State) -> State:
-        fed = None if self.feedback is None else self.feedback.drive(ops, state[1])
+        fed = None if self.feedback is None else self.feedback.drive(ops, state[-1])
         return self.gated(ops, driven, state, fed)
 
     def gated(self, ops: Ops, driven: Array, state: State, fed: Array | None) -> State:
         """Membranes for a given feedback current `fed`: an engine may compute feedback(d[t-1]) on its own fabric."""
-        x = driven if fed is None else ops.mul(ops.gate(fed), driven)
-        (v,) = self.inner.charge(ops, x, state[:1])
-        return (v,) if self.balance is None else (v, self.balance.drive(ops, v))
+        membrane = self.inner.charge(ops, driven if fed is None else self.open(ops, driven, fed), state[:-1])
+        return membrane if self.balance is None else (*membrane, self.weigh(ops, membrane[0]))
+
+    def open(self, ops: Ops, driven: Array, fed: Array) -> Array:
+        """The driven input behind the feedback gate."""
+        return ops.mul(ops.gate(fed), driven)
+
+    def weigh(self, ops: Ops, v: Array) -> Array:
+        """balance(V), whose sign the spike takes."""
+        assert self.balance is not None
+        return self.balance.drive(ops, v)
 
     def decide(self, ops: Ops, membrane: State) -> tuple[Array, Array]:
         if self.balance is None:
-            return self.inner.decide(ops, membrane[:1])
-        e = ops.sign(membrane[1])
-        _, s = self.inner.decide(ops, membrane[:1])
+            return self.inner.decide(ops, membrane)
+        e = ops.sign(membrane[-1])
+        _, s = self.inner.decide(ops, membrane[:-1])
         return ops.mul(e, s), s
 
     def reset(self, ops: Ops, membrane: State, z: Array, s: Array) -> State:
-        return *self.inner.reset(ops, membrane[:1], s, s), z
+        return *self.inner.reset(ops, membrane if self.balance is None else membrane[:-1], s, s), z
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,12 @@ from typing import Any
 import nir
 import numpy as np
 
-from eiexport import connections, neurons
+from eiexport import connections, integers, neurons
 from eiexport.errors import GraphError
 from eiexport.ops import Ints
-from eiexport.steps import Clock, Step, parameter, uniform
+from eiexport.steps import Clock, Step, parameter, text, uniform
 
 CONNECTIONS = ("Affine", "Linear", "Conv1d", "Conv2d")
-
-
-def text(value: Any) -> Any:
-    """HDF5 gives strings back as bytes."""
-    return value.decode() if isinstance(value, bytes) else value
 
 
 @dataclass(eq=False)
@@ -88,6 +83,7 @@ class EIGatedLIF(nir.ir.NIRNode):
 
 
 EXTENSIONS: dict[str, type[nir.ir.NIRNode]] = {c.__name__: c for c in (EIDiscreteLIF, EIGatedLIF)}
+EXTENSIONS |= integers.EXTENSIONS
 
 
 def _without_none(d: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +149,7 @@ PREPARE: dict[str, Callable[[Any, Clock], Step]] = {
     **neurons.PREPARE,
     "EIDiscreteLIF": _discrete,
     "EIGatedLIF": _gated,
+    **integers.PREPARE,
 }
 
 

@@ -66,6 +66,26 @@ class Ops(Protocol):
     def stop_gradient(self, x: Array) -> Array:
         """Identity; cuts the gradient where there is one."""
 
+    # Whole numbers are held in the engine's float arrays: exact below 2^53 in float64.
+
+    def shift_floor(self, x: Array, bits: int) -> Array:
+        """x >> bits (arithmetic: rounds down), x << -bits for negative bits."""
+
+    def shift_zero(self, x: Array, bits: int) -> Array:
+        """sign(x) * (|x| >> bits): rounds toward zero."""
+
+    def wrap(self, x: Array, bits: int) -> Array:
+        """One turn of a register of `bits` bits, top = 2^(bits - 1): x > top goes down by 2^bits, x <= -top up."""
+
+    def modulo(self, x: Array, bits: int) -> Array:
+        """x modulo 2^bits, in [-2^(bits - 1), 2^(bits - 1))."""
+
+    def saturate(self, x: Array, lo: int, hi: int) -> Array:
+        """x clipped to [lo, hi]."""
+
+    def table(self, index: Array, values: Array) -> Array:
+        """values[index], for whole numbers 0 <= index < len(values)."""
+
 
 class NumpyOps:
     """The meaning itself: NumPy, float64 unless told otherwise."""
@@ -131,6 +151,26 @@ class NumpyOps:
 
     def stop_gradient(self, x: Array) -> Array:
         return x
+
+    def shift_floor(self, x: Array, bits: int) -> Array:
+        return np.floor(np.ldexp(x, -bits)) if bits > 0 else np.ldexp(x, -bits)
+
+    def shift_zero(self, x: Array, bits: int) -> Array:
+        return np.trunc(np.ldexp(x, -bits))
+
+    def wrap(self, x: Array, bits: int) -> Array:
+        top = 2.0 ** (bits - 1)
+        return np.where(x > top, x - 2 * top, np.where(x <= -top, x + 2 * top, x))
+
+    def modulo(self, x: Array, bits: int) -> Array:
+        top = 2.0 ** (bits - 1)
+        return np.mod(x + top, 2 * top) - top
+
+    def saturate(self, x: Array, lo: int, hi: int) -> Array:
+        return np.clip(x, lo, hi)
+
+    def table(self, index: Array, values: Array) -> Array:
+        return values[index.astype(np.int64)]
 
 
 def _windows(x: np.ndarray, kernel: Sequence[int], window: Window) -> np.ndarray:

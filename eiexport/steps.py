@@ -53,6 +53,10 @@ class Step:
         """Output alphabet for an input alphabet."""
         raise NotImplementedError
 
+    def under(self, a: Alphabet) -> Step:
+        """The same step for inputs of this alphabet, without what cannot happen; ValueError for what must not."""
+        return self
+
     def drive(self, ops: Ops, x: Array) -> Array:
         """Feed-forward part; x and result have (samples x steps) as leading axis."""
         return x
@@ -64,6 +68,7 @@ class Neuron(Step):
 
     scope: ClassVar[str] = "local"
     neuron: ClassVar[bool] = True
+    observed: ClassVar[tuple[str, ...]] = ()  # names of the first entries of the state: "v", "u"
 
     def init(self, ops: Ops, shape: Ints) -> State:
         """Zero state; shape = (samples, *neuron shape)."""
@@ -117,6 +122,23 @@ def parameter(node: Any, field: str, *, positive: bool = False) -> np.ndarray:
     if positive and not (a > 0).all():
         raise GraphError(f"{field} must be > 0, found {a.min():g}")
     return a
+
+
+def whole_numbers(node: Any, field: str, lo: int, hi: int) -> np.ndarray:
+    """A node's field in float64; raises GraphError unless all entries are whole numbers in [lo, hi]."""
+    a = parameter(node, field)
+    if a.size == 0:
+        raise GraphError(f"{field} is empty")
+    if (a != np.rint(a)).any():
+        raise GraphError(f"{field} must hold whole numbers, found {a[a != np.rint(a)].reshape(-1)[0]:g}")
+    if a.min() < lo or a.max() > hi:
+        raise GraphError(f"{field} must lie in [{lo}, {hi}], found {a.min():g} to {a.max():g}")
+    return a
+
+
+def text(value: Any) -> Any:
+    """HDF5 gives strings back as bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def uniform(a: np.ndarray) -> np.ndarray:

@@ -28,11 +28,20 @@ from eiexport.ops import Ints
 
 @dataclass(frozen=True)
 class Trace:
-    """Outputs of recorded nodes, each (sample, time, *neuron); spikes as int8, real values in the engine's dtype."""
+    """Outputs of recorded nodes, each (sample, time, *neuron); spikes as int8, real values in the engine's dtype.
+
+    states: registers after each step where they were asked for, observable ("v", "u") -> node -> array.
+    """
 
     z: dict[str, np.ndarray]
     dt: float = 1.0
     latency: dict[str, int] = field(default_factory=dict)
+    states: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def observables(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        """(observable, node, array) of everything that is held, outputs first."""
+        for kind, rows in (("z", self.z), *self.states.items()):
+            yield from ((kind, name, a) for name, a in rows.items())
 
     @property
     def samples(self) -> int:
@@ -70,10 +79,10 @@ class TraceWriter:
         return self
 
     def append(self, trace: Trace) -> None:
-        for name, z in trace.z.items():
-            if name not in self._nodes:
-                self._create(name, z, trace.latency.get(name, 0))
-            data = self._nodes[name]["observables"]["z"]["data"]
+        for kind, name, z in trace.observables():
+            if f"{name}/observables/{kind}" not in self._nodes:
+                self._create(kind, name, z, trace.latency.get(name, 0))
+            data = self._nodes[name]["observables"][kind]["data"]
             if not np.can_cast(z.dtype, data.dtype, "safe"):
                 raise TraceError(
                     f"node {name!r} sent spikes at first and then other values ({z.dtype}): not its alphabet"
@@ -83,16 +92,18 @@ class TraceWriter:
         if self._sink.error is not None:
             raise self._sink.error
 
-    def _create(self, name: str, z: np.ndarray, latency: int) -> None:
-        node = self._nodes.create_group(name)
+    def _create(self, kind: str, name: str, z: np.ndarray, latency: int) -> None:
+        node = self._nodes.require_group(name)
         node.attrs["__type__"] = "NIRNodeData"
-        group = node.create_group("observables").create_group("z")
+        group = node.require_group("observables").create_group(kind)
         neurons = math.prod(z.shape[2:])
         about = {"dt": self._dt, "shape": np.array(z.shape[2:], np.int64), "t0": 0, "latency": latency}
         group.attrs.update({"__type__": "TimeGriddedData", **about, "dtype": self._dtype})
         row = max(1, min(z.shape[1], (1 << 18) // max(1, neurons)))
-        kind = {"chunks": (1, row, max(1, neurons)), "maxshape": (None, z.shape[1], neurons)}
-        group.create_dataset("data", (0, z.shape[1], neurons), z.dtype, compression="gzip", compression_opts=1, **kind)
+        layout = {"chunks": (1, row, max(1, neurons)), "maxshape": (None, z.shape[1], neurons)}
+        group.create_dataset(
+            "data", (0, z.shape[1], neurons), z.dtype, compression="gzip", compression_opts=1, **layout
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, back: TracebackType | None
@@ -152,8 +163,17 @@ class TraceFile:
         """(index of the first sample, Trace of up to `size` samples)."""
         for start in range(0, self.samples, size):
             part = slice(start, min(start + size, self.samples))
-            z = {n: g["data"][part] for n, g in self.nodes.items()}
-            yield start, Trace({n: a.reshape(*a.shape[:2], *self.shape(n)) for n, a in z.items()}, self.dt)
+            yield start, self.read(part)
+
+    def read(self, part: slice) -> Trace:
+        """Some samples, with the registers that were recorded."""
+        found: dict[str, dict[str, np.ndarray]] = {"z": {}}
+        for name, z in self.nodes.items():
+            for kind, group in z.parent.items():
+                if "data" in group and group["data"].shape == z["data"].shape:
+                    a = group["data"][part]
+                    found.setdefault(kind, {})[name] = a.reshape(*a.shape[:2], *self.shape(name))
+        return Trace(found.pop("z"), self.dt, states=found)
 
 
 @dataclass(frozen=True)
@@ -183,6 +203,8 @@ class NodeResult:
     margin: float = 0.0
     spikes: int = 0
     spikes_reference: int = 0
+    state_entries: int = 0  # of registers v and u
+    state_mismatches: int = 0
     negative: int = 0
     largest: float = 0.0
     first: Divergence | None = None
@@ -230,11 +252,25 @@ def compare_entries(results: dict[str, NodeResult], a: Trace, b: Trace, sample: 
             )
         result = results.setdefault(name, NodeResult())
         result.count(x, y)
-        wrong = x != y
-        if wrong.any():
-            result.mismatches += int(wrong.sum())
-            s, t, neuron = first_index(wrong)
-            result.diverge(Divergence(name, sample + s, t, neuron, float(x[s, t][neuron]), float(y[s, t][neuron])))
+        result.mismatches += _unequal(result, name, x, y, sample)
+    for kind in a.states.keys() & b.states.keys():
+        for name in a.states[kind].keys() & b.states[kind].keys():
+            x, y = a.states[kind][name], b.states[kind][name]
+            if x.shape != y.shape:
+                raise TraceError(f"node {name!r}: {kind} has shape {x.shape} on one side, {y.shape} on the other")
+            result = results.setdefault(name, NodeResult())
+            result.state_entries += x.size
+            result.state_mismatches += _unequal(result, name, x, y, sample, kind)
+
+
+def _unequal(result: NodeResult, name: str, x: np.ndarray, y: np.ndarray, sample: int, kind: str = "") -> int:
+    """Number of differing entries; the first is noted."""
+    wrong = x != y
+    if wrong.any():
+        s, t, neuron = first_index(wrong)
+        found = float(x[s, t][neuron]), float(y[s, t][neuron])
+        result.diverge(Divergence(name, sample + s, t, neuron, *found, f"register {kind}" if kind else ""))
+    return int(wrong.sum())
 
 
 def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tuple[dict[str, NodeResult], list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from eiexport.errors import ExportError
 from eiexport.graph import Network
-from eiexport.trace import Trace, chunk_size
+from eiexport.trace import Trace, chunk_size, compact
 
 REGISTRY = {
     "reference": "targets.reference:Reference",
@@ -52,14 +52,18 @@ class Program(ABC):
     latency: dict[str, int]
 
     @abstractmethod
-    def run(self, x: np.ndarray) -> Trace:
-        """Run input (sample, time, *neuron), each sample from zero state; returns the recorded nodes."""
+    def run(self, x: np.ndarray, probe: bool = False) -> Trace:
+        """Run input (sample, time, *neuron), each sample from zero state; returns the recorded nodes.
 
-    def stream(self, x: Any, progress: Callable[[int], None] | None = None) -> Iterator[Trace]:
+        probe: also the neurons' registers after each step, `states["v"]` and `states["u"]`.
+        """
+
+    def stream(self, x: Any, progress: Callable[[int], None] | None = None, probe: bool = False) -> Iterator[Trace]:
         """Run chunk by chunk, so that memory holds one chunk; x may be an HDF5 dataset."""
         size = chunk_size(self.network, x.shape[1])
         for start in range(0, len(x), size):
-            part = self.run(np.asarray(x[start : start + size]))
+            piece = np.asarray(x[start : start + size])
+            part = self.run(piece, probe=True) if probe else self.run(piece)
             yield part
             if progress:
                 progress(part.samples)
@@ -126,3 +130,18 @@ def check_input(network: Network, x: np.ndarray) -> None:
         raise TargetError(f"input is empty: {x.shape[0]} samples, {x.shape[1]} steps")
     if not np.isfinite(x).all():
         raise TargetError("input holds NaN or infinite values; every comparison with them is false")
+    if network.integer and (x != np.rint(x)).any():
+        raise TargetError(
+            f"an integer network takes whole numbers, the input holds {x[x != np.rint(x)].flat[0]:g}; "
+            "scale and round it, or export the float network with --quantize"
+        )
+
+
+def recorded(
+    network: Network, latency: dict[str, int], z: dict[str, np.ndarray], states: dict[str, dict[str, np.ndarray]] | None
+) -> Trace:
+    """A trace from an executor's arrays (time, sample, *neuron), in the dtypes that traces hold."""
+    kept = {n: compact(np.swapaxes(a, 0, 1), network.alphabets[n]) for n, a in z.items()}
+    held = np.int32 if network.integer else np.float64
+    probed = {k: {n: np.swapaxes(a, 0, 1).astype(held) for n, a in rows.items()} for k, rows in (states or {}).items()}
+    return Trace(kept, network.clock.dt, latency, probed)

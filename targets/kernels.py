@@ -23,7 +23,7 @@ Kernel = Callable[[Any, TorchOps, Tensor], Tensor]
 
 def find(step: Neuron, ops: TorchOps) -> Kernel | None:
     """The fused training scan for this step on torch, or None: then the step itself runs over time."""
-    if ops.surrogate is None or not isinstance(step, GatedFire):
+    if ops.surrogate is None or type(step) is not GatedFire:
         return None
     inner, gates = step.inner, (step.feedback, step.balance)
     plain = inner.compare == "gt" and inner.reset_mode == "zero" and not inner.detach_reset

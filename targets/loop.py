@@ -8,7 +8,9 @@ import numpy as np
 
 from eiexport.graph import Network, breaks_cycle
 from eiexport.ops import Array, Ops
-from eiexport.steps import Neuron, Step, bind
+from eiexport.steps import Neuron, State, Step, bind
+
+States = dict[str, dict[str, Any]]  # observable ("v", "u") -> node -> array
 
 
 class Executor:
@@ -19,15 +21,15 @@ class Executor:
         self.steps = {n: bind(s, ops) for n, s in network.steps.items()}
         self._last = {s: n for c in network.order for n in c for s in network.sources[n]}
 
-    def run(self, x: Array) -> dict[str, Array]:
-        """Outputs of the recorded nodes for input x, from zero state."""
+    def run(self, x: Array, states: States | None = None) -> dict[str, Array]:
+        """Outputs of the recorded nodes for input x, from zero state; `states` is filled with their v and u."""
         values: dict[str, Array] = {self.network.input: x}
         kept: dict[str, Array] = {}
         for component in self.network.order:
             if component[0] in self.network.cycles:
-                self._cycle(component, values, x.shape[1])
+                self._cycle(component, values, x.shape[1], states)
             elif component[0] != self.network.input:
-                values[component[0]] = self._node(component[0], values)
+                values[component[0]] = self._node(component[0], values, states)
             for name in component:
                 if name in self.network.recorded:
                     kept[name] = values[name]
@@ -43,17 +45,27 @@ class Executor:
             first = self.ops.add(first, other)
         return first
 
-    def _node(self, name: str, values: dict[str, Array]) -> Array:
+    def _node(self, name: str, values: dict[str, Array], states: States | None) -> Array:
         step = self.steps[name]
         x = fold(step, self.ops, self._input(name, values))
-        return scan(step, self.ops, x) if isinstance(step, Neuron) else x
+        if not isinstance(step, Neuron):
+            return x
+        rows: list[State] | None = None if states is None else []
+        z = self.scan(step, x, rows)
+        _keep(states, name, step, rows)
+        return z
 
-    def _cycle(self, component: tuple[str, ...], values: dict[str, Array], samples: int) -> None:
+    def scan(self, step: Neuron, driven: Array, rows: list[State] | None) -> Array:
+        """A neuron over time; an engine with a faster way than the step itself says so here."""
+        return scan(step, self.ops, driven, rows)
+
+    def _cycle(self, component: tuple[str, ...], values: dict[str, Array], samples: int, kept: States | None) -> None:
         """Step the nodes of one strongly connected component together; its delays look back."""
         network, ops, inside = self.network, self.ops, set(component)
         neurons = {n: s for n in component if isinstance(s := self.steps[n], Neuron)}
         states = {n: s.init(ops, (samples, *network.input_shape(n))) for n, s in neurons.items()}
         outputs: dict[str, list[Array]] = {n: [] for n in component}
+        rows: dict[str, list[State]] = {n: [] for n in neurons}
         steps = len(next(values[s] for n in component for s in network.sources[n] if s not in inside))
         for t in range(steps):
             now: dict[str, Array] = {}
@@ -66,12 +78,22 @@ class Executor:
                 if name in neurons:
                     z, states[name] = neurons[name].step(ops, driven, states[name])
                     now.setdefault(name, z)
+                    if kept is not None:
+                        rows[name].append(states[name])
                 else:
                     now[name] = driven
             for name, z in now.items():
                 outputs[name].append(z)
-        for name, rows in outputs.items():
-            values[name] = stack(rows)
+        for name, sent in outputs.items():
+            values[name] = stack(sent)
+        for name, step in neurons.items():
+            _keep(kept, name, step, rows[name])
+
+
+def _keep(states: States | None, name: str, step: Neuron, rows: list[State] | None) -> None:
+    for i, observable in enumerate(step.observed if states is not None and rows else ()):
+        assert states is not None and rows is not None
+        states.setdefault(observable, {})[name] = stack([row[i] for row in rows])
 
 
 def fold(step: Step, ops: Ops, x: Array) -> Array:
@@ -80,13 +102,15 @@ def fold(step: Step, ops: Ops, x: Array) -> Array:
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
-def scan(step: Neuron, ops: Ops, driven: Array) -> Array:
+def scan(step: Neuron, ops: Ops, driven: Array, states: list[State] | None = None) -> Array:
     """A neuron over time from zero state; rows are unbound once (indexing x[t] has a backward quadratic in T)."""
     state = step.init(ops, tuple(driven.shape[1:]))
     rows = []
     for x in driven.unbind(0) if hasattr(driven, "unbind") else driven:
         z, state = step.step(ops, x, state)
         rows.append(z)
+        if states is not None:
+            states.append(state)
     return stack(rows)
 
 

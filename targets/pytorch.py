@@ -14,9 +14,9 @@ from eiexport.errors import ExportError
 from eiexport.graph import Network
 from eiexport.nodes import PREPARE
 from eiexport.ops import Array, Ints, Window
-from eiexport.trace import Trace, compact
-from targets.base import Claim, Program, Target, check_input
-from targets.loop import Executor
+from eiexport.trace import Trace
+from targets.base import Claim, Program, Target, check_input, recorded
+from targets.loop import Executor, States
 
 Surrogate = Callable[[Tensor], Tensor]
 
@@ -90,6 +90,27 @@ class TorchOps:
     def stop_gradient(self, x: Tensor) -> Tensor:
         return x.detach()
 
+    def shift_floor(self, x: Tensor, bits: int) -> Tensor:
+        y = x * 2.0**-bits
+        return y.floor_() if bits > 0 else y
+
+    def shift_zero(self, x: Tensor, bits: int) -> Tensor:
+        return (x * 2.0**-bits).trunc_()
+
+    def wrap(self, x: Tensor, bits: int) -> Tensor:
+        top = 2.0 ** (bits - 1)
+        return x - 2 * top * ((x > top).to(x.dtype) - (x <= -top).to(x.dtype))
+
+    def modulo(self, x: Tensor, bits: int) -> Tensor:
+        top = 2.0 ** (bits - 1)
+        return torch.remainder(x + top, 2 * top) - top
+
+    def saturate(self, x: Tensor, lo: int, hi: int) -> Tensor:
+        return x.clamp(lo, hi)
+
+    def table(self, index: Tensor, values: Tensor) -> Tensor:
+        return values[index.long()]
+
 
 # comparisons write 0 and 1 in the input's dtype: through bool and a cast they cost several times as much
 def _above(x: Tensor) -> Tensor:
@@ -142,11 +163,12 @@ class _Program(Program):
         self._executor = Executor(network, ops)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def run(self, x: np.ndarray) -> Trace:
+    def run(self, x: np.ndarray, probe: bool = False) -> Trace:
         check_input(self.network, x)
         # TF32 would round products to 10 bits and call it float32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         moved = torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1))).to(self.ops.device, self.ops.dtype)
-        alphabets = self.network.alphabets
-        z = {n: a.transpose(0, 1).cpu().numpy() for n, a in self._executor.run(moved).items()}
-        return Trace({n: compact(a, alphabets[n]) for n, a in z.items()}, self.network.clock.dt, self.latency)
+        states: States | None = {} if probe else None
+        z = {n: a.cpu().numpy() for n, a in self._executor.run(moved, states).items()}
+        held = states and {k: {n: a.cpu().numpy() for n, a in rows.items()} for k, rows in states.items()}
+        return recorded(self.network, self.latency, z, held)

@@ -1,4 +1,4 @@
-"""The meaning itself: NumPy in float64."""
+"""The meaning itself: NumPy in float64, which also holds every integer of an integer network exactly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from eiexport.graph import Network
 from eiexport.nodes import PREPARE
 from eiexport.ops import NumpyOps
-from eiexport.trace import Trace, compact
-from targets.base import Claim, Program, Target, check_input
-from targets.loop import Executor
+from eiexport.trace import Trace
+from targets.base import Claim, Program, Target, check_input, recorded
+from targets.loop import Executor, States
 
 
 class Reference(Target):
@@ -32,9 +32,8 @@ class _Program(Program):
         self.latency = dict.fromkeys(network.recorded, 0)
         self._executor = Executor(network, NumpyOps())
 
-    def run(self, x: np.ndarray) -> Trace:
+    def run(self, x: np.ndarray, probe: bool = False) -> Trace:
         check_input(self.network, x)
-        z = self._executor.run(np.swapaxes(x, 0, 1).astype(np.float64))
-        alphabets = self.network.alphabets
-        kept = {n: compact(np.swapaxes(a, 0, 1), alphabets[n]) for n, a in z.items()}
-        return Trace(kept, self.network.clock.dt, self.latency)
+        states: States | None = {} if probe else None
+        z = self._executor.run(np.swapaxes(x, 0, 1).astype(np.float64), states)
+        return recorded(self.network, self.latency, z, states)
