@@ -250,13 +250,14 @@ class IntCubaLIF(nir.ir.NIRNode):
 class IntDense(nir.ir.NIRNode):
     """`a = ((W x) << weight_exp) + bias` (>> for a negative exponent, after the sum); weight (O, I), bias (O,), whole.
 
-    bits (1..8) and sign_mode say which weights a synapse holds; others are clipped and lose their low bits, as in
-    Lava's Dense (`synapse_words`). message_bits: 0 for spikes, else the width of a graded message.
+    weight_exp: one number, or one an output where no weight loses bits by it. bits (1..8) and sign_mode say which
+    weights a synapse holds; others are clipped and lose their low bits, as in Lava's Dense (`synapse_words`).
+    message_bits: 0 for spikes, else the width of a graded message.
     """
 
     weight: np.ndarray
     bias: np.ndarray
-    weight_exp: int = 0
+    weight_exp: Any = 0
     bits: int = 8
     sign_mode: str = "mixed"
     message_bits: int = 0
@@ -285,7 +286,7 @@ class IntConv(nir.ir.NIRNode):
     padding: np.ndarray
     dilation: np.ndarray
     groups: int = 1
-    weight_exp: int = 0
+    weight_exp: Any = 0
     bits: int = 8
     sign_mode: str = "mixed"
     message_bits: int = 0
@@ -394,20 +395,28 @@ def _lif(node: Any, clock: Clock) -> IntFire:
 def _linear(node: Any) -> dict[str, Any]:
     """Weights with a positive exponent folded in, and what both kinds share."""
     bits, mode = _number(node, "bits", 1, 8), _choice(node, "sign_mode", SIGN_MODES)
-    exponent, messages = _number(node, "weight_exp", -16, 16), _number(node, "message_bits", 0, 32)
+    messages, exponent = _number(node, "message_bits", 0, 32), whole_numbers(node, "weight_exp", -16, 16)
     weight = whole_numbers(node, "weight", -(1 << 23), 1 << 23)
+    rows = (-1, *[1] * (weight.ndim - 1))
+    if exponent.size not in (1, len(weight)):
+        raise GraphError(f"weight_exp has shape {exponent.shape}, weight has {len(weight)} outputs")
+    exponent = exponent.reshape(rows)
     if isinstance(node, IntDense):
         weight = synapse_words(weight, bits, mode)
-    # (sum w x) << e is the sum of (w << e) x; so is a shift down that costs no bit
-    while exponent < 0 and not (weight % 2).any():
-        weight, exponent = weight / 2, exponent + 1
+    # (sum w x) << e is the sum of (w << e) x, and so is a shift down that costs no bit
+    scaled = np.ldexp(weight, exponent.astype(np.int64))
+    shift = 0
+    while (scaled != np.rint(scaled)).any():
+        scaled, shift = scaled * 2, shift + 1
+    if shift and exponent.size > 1:
+        raise GraphError("weight_exp differs between outputs and drops bits of weights; raise it")
     bias = whole_numbers(node, "bias", -(1 << 24), 1 << 24)
     if bias.shape not in ((), (len(weight),)):
         raise GraphError(f"bias has shape {bias.shape}, weight has {len(weight)} outputs")
     return {
-        "weight": np.ldexp(weight, max(exponent, 0)),
+        "weight": scaled,
         "bias": np.broadcast_to(bias, len(weight)) if bias.any() else None,
-        "shift": max(-exponent, 0),
+        "shift": shift,
         "message_bits": messages,
     }
 

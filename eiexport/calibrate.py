@@ -1,0 +1,286 @@
+"""Choosing a quantisation plan from what a float network does on real samples, and what each layer then costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from eiexport.connections import Conv, Dense
+from eiexport.errors import GraphError
+from eiexport.graph import Network
+from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, grid_step, sign_mode_of
+from eiexport.neurons import GatedFire
+from eiexport.ops import NumpyOps
+from eiexport.quantise import (
+    EXP_MAX,
+    VTH_MAX,
+    GatePlan,
+    Layer,
+    LayerPlan,
+    Plan,
+    WeightPlan,
+    check_bits,
+    layers,
+)
+from eiexport.steps import Step
+
+MARGIN = 1.5  # registers hold at least this much more than the samples asked for
+CLIPS = 3  # shifts tried: the one that clips no weight, and finer ones that clip some
+SIGMOID = 8.0  # beyond, a table in Q0.8 has nothing to say
+WORK = 1e9  # products that one try may cost
+OPS = NumpyOps()
+
+
+@dataclass
+class Observed:
+    """What one node did on the samples, in the float network's numbers.
+
+    largest: of |current| or |register|, before fire and reset. rows: some inputs of a connection, or membranes of a
+    neuron with a balance gate, each (rows, *shape). fed: largest |sum| of the feedback gate.
+    """
+
+    largest: float = 0.0
+    fed: float = 0.0
+    rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Observations by node name; x: some of the network's input, (rows, *neuron), and its range."""
+
+    nodes: dict[str, Observed] = field(default_factory=dict)
+    lo: float = 0.0
+    hi: float = 0.0
+    whole: float = 0.0  # the largest d in 1, 2, 4, ... for which all inputs are multiples of 1 / d; 0: none
+
+
+def choose(network: Network, samples: Samples, bits: int, *, channels: bool = False) -> Plan:
+    """A plan for weights of `bits` bits, by the samples; channels: one weight scale an output channel.
+
+    Raises GraphError for bits outside 4..8 and for networks without integer meaning.
+    """
+    check_bits(bits)
+    scale, lo, hi = _input(network, samples, bits)
+    found = layers(network, scale)
+    chosen = {name: _layer(network, layer, samples, bits, channels) for name, layer in found.items()}
+    return Plan(bits, scale, lo, hi, chosen)
+
+
+def _input(network: Network, samples: Samples, bits: int) -> tuple[float, int, int]:
+    """(scale, lo, hi) of the integer input: spikes and whole numbers as they are, else the best of 4 to 8 bits.
+
+    Wide messages leave fewer bits of the registers to the weights behind them, so the first currents' error decides.
+    """
+    codes: list[tuple[float, int, int]] = []
+    if (d := samples.whole) and max(-samples.lo, samples.hi) * d < 256:
+        codes.append((1 / d, math.floor(samples.lo * d + 0.5), math.floor(samples.hi * d + 0.5)))
+        if d == 1:
+            return codes[0]
+    for width in range(8, 3, -1):
+        top = (1 << width) - 1 if samples.lo >= 0 else (1 << (width - 1)) - 1
+        codes.append((max(samples.hi, -samples.lo, 1e-30) / top, 0 if samples.lo >= 0 else -top, top))
+
+    def error(code: tuple[float, int, int]) -> float:
+        total = 0.0
+        for layer in layers(network, code[0]).values():
+            exponent = _exponent(layer, samples, bits)
+            firsts = (c for c in layer.weights if _from_input(network, c))
+            total += sum(_weights(network.steps[c], layer, c, exponent, samples, bits)[1] for c in firsts)
+        return total
+
+    return min(codes, key=error)
+
+
+def _from_input(network: Network, name: str) -> bool:
+    """True for a connection whose messages are the encoded input's, not spikes."""
+    while name != network.input:
+        if network.steps[name].neuron or len(network.sources[name]) != 1:
+            return False
+        (name,) = network.sources[name]
+    return True
+
+
+def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
+    """The finest alpha = 2^-exponent at which the registers hold MARGIN times what the samples asked for."""
+    largest = max(samples.nodes[layer.neuron].largest, float(np.abs(layer.fire.threshold).max()))
+    exponent = math.floor(math.log2(TOP / (1 << ALIGN) / (MARGIN * max(largest, 1e-30))))
+    while np.abs(np.rint(layer.fire.threshold * 2.0**exponent)).max() > VTH_MAX:
+        exponent -= 1
+    for weight in layer.weights.values():
+        mode = sign_mode_of(weight)
+        top = WeightPlan(0, mode, bits).limits
+        most = max(map(abs, top)) * grid_step(bits, mode) * 2.0**EXP_MAX
+        while np.abs(weight).max() * 2.0**exponent > most:
+            exponent -= 1
+    return exponent
+
+
+def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels: bool) -> LayerPlan:
+    exponent = _exponent(layer, samples, bits)
+    weights = {c: _weights(network.steps[c], layer, c, exponent, samples, bits, channels)[0] for c in layer.weights}
+    gates: dict[str, GatePlan] = {}
+    if isinstance(layer.step, GatedFire):
+        seen = samples.nodes[layer.neuron]
+        if layer.step.feedback is not None:
+            gates["feedback"] = _feedback(layer.step.feedback, seen, bits)
+        if layer.step.balance is not None:
+            gates["balance"] = _balance(layer.neuron, layer.step.balance, seen, exponent, bits)
+    largest = max(samples.nodes[layer.neuron].largest, 1e-30)
+    headroom = TOP / (1 << ALIGN) / (largest * 2.0**exponent)
+    return LayerPlan(exponent, weights, **gates, headroom=headroom, proven=_proven(network, layer, exponent))
+
+
+def _proven(network: Network, layer: Layer, exponent: int) -> bool:
+    """True where the float alphabets alone bound current and membrane within the registers."""
+    fire = layer.fire
+    decay = float(np.max(getattr(fire, "decay", 0.0)))
+    decay_u = float(np.max(getattr(fire, "decay_u", 0.0) if getattr(fire, "decay_u", None) is not None else 0.0))
+    if decay >= 1 or decay_u >= 1:
+        return False  # an integrator has no bound of its own
+    total = 0.0
+    for c, weight in layer.weights.items():
+        a = network.alphabets[network.sources[c][0]]
+        if not math.isfinite(a.hi - a.lo):
+            return False
+        reach = max(-a.lo, a.hi)
+        rows = np.abs(weight).reshape(len(weight), -1).sum(1)
+        bias = layer.biases[c]
+        total += float(rows.max()) * reach + (0.0 if bias is None else float(np.abs(bias).max()))
+    bias = getattr(fire, "bias", None)
+    total += 0.0 if bias is None else float(np.abs(bias).max())
+    return total / (1 - decay_u) / (1 - decay) * 2.0**exponent < TOP / (1 << ALIGN)
+
+
+def _weights(
+    step: Step, layer: Layer, name: str, exponent: int, samples: Samples, bits: int, channels: bool = False
+) -> tuple[WeightPlan, float]:
+    """The weight plan of least mean square error of the current on the samples, and that error over the signal's."""
+    weight = layer.weights[name] * 2.0**exponent
+    mode = sign_mode_of(weight)
+    top = max(map(abs, WeightPlan(0, mode, bits).limits))
+    rows = np.abs(weight).reshape(len(weight), -1).max(1)
+    if not channels:
+        rows = rows.max(keepdims=True)
+    fits = np.maximum(0, np.ceil(np.log2(np.maximum(rows, 1e-30) / top))).astype(int)  # clips nothing
+    seen = samples.nodes[name].rows
+    assert seen is not None
+    exact = seen[: max(8, int(WORK / max(1, weight.size * math.prod(seen.shape[2:]))))] / layer.units[name]
+    wanted, x = _currents(step, weight, exact), np.rint(exact)
+    shifts, errors = [], []
+    for finer in range(CLIPS):
+        shift = np.maximum(0, fits - finer)
+        error = (_currents(step, WeightPlan(_told(shift, channels), mode, bits).units(weight), x) - wanted) ** 2
+        channel = 1 if isinstance(step, Conv) else error.ndim - 1
+        rest = tuple(i for i in range(error.ndim) if not channels or i != channel)
+        shifts.append(shift)
+        errors.append(np.atleast_1d(error.mean(axis=rest)))
+    pick = np.stack(errors).argmin(0)
+    best = np.stack(shifts)[pick, np.arange(len(pick))]
+    relative = float(np.stack(errors).min(0).mean()) / max(float((wanted**2).mean()), 1e-30)
+    return WeightPlan(_told(best, channels), mode, bits), relative
+
+
+def _told(shift: np.ndarray, channels: bool) -> int | tuple[int, ...]:
+    return tuple(int(s) for s in shift) if channels else int(shift[0])
+
+
+def _currents(step: Step, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    assert isinstance(step, Dense | Conv)
+    return replace(step, weight=weight, bias=None).drive(OPS, x)
+
+
+def _gate_weights(step: Any, bits: int) -> tuple[WeightPlan, int]:
+    """(plan, exponent): gates stand alone, so the finest scale that clips nothing."""
+    mode = sign_mode_of(step.weight)
+    top = max(map(abs, WeightPlan(0, mode, bits).limits))
+    largest = float(np.abs(step.weight).max())
+    return WeightPlan(0, mode, bits), math.floor(math.log2(top / largest)) if largest else 0
+
+
+def _feedback(step: Any, seen: Observed, bits: int) -> GatePlan:
+    plan, exponent = _gate_weights(step, bits)
+    reach = min(SIGMOID, max(seen.fed, 2.0**-6))
+    finest = math.floor(math.log2(128 / reach))  # table steps of 2^-finest
+    return GatePlan(plan, exponent, max(0, exponent - finest))
+
+
+def _balance(name: str, step: Any, seen: Observed, exponent: int, bits: int) -> GatePlan:
+    """The widest message whose sums 24 bits hold; its shift by the fewest sign flips on the sampled membranes."""
+    plan, fine = _gate_weights(step, bits)
+    weight = plan.units(step.weight * 2.0**fine)
+    reach = float(np.abs(weight).reshape(len(weight), -1).sum(1).max())
+    registers = None if seen.rows is None else np.rint(seen.rows * 2.0 ** (exponent + ALIGN))
+    for width in range(16, 1, -1):
+        top = (1 << (width - 1)) - 1
+        shifts = _balance_shifts(seen, exponent, top)
+        bias = 0.0
+        if step.bias is not None:
+            unit = 2.0 ** (shifts[0] - exponent - ALIGN)
+            bias = float(np.abs(step.bias).max()) * 2.0**fine / unit
+        if reach * top + bias * 2 ** (len(shifts) - 1) <= TOP:
+            break
+    else:
+        raise GraphError(f"node {name!r}: its balance gate sums more than 24 bits hold at any message width")
+    if registers is None:
+        return GatePlan(plan, fine, shifts[0], width)
+
+    def flips(shift: int) -> float:
+        unit = 2.0 ** (shift - exponent - ALIGN)
+        message = np.clip(np.floor(registers * 2.0**-shift), -top, top)
+        bias = None if step.bias is None else np.rint(step.bias * 2.0**fine / unit)
+        found = np.sign(replace(step, weight=weight, bias=bias).drive(OPS, message))
+        wanted = np.sign(step.drive(OPS, seen.rows))
+        return float((found != wanted).mean())
+
+    return GatePlan(plan, fine, min(shifts, key=flips), width)
+
+
+def _balance_shifts(seen: Observed, exponent: int, top: int) -> list[int]:
+    largest = max(seen.largest, 1e-30) * 2.0 ** (exponent + ALIGN)
+    widest = min(REGISTER - 1, max(0, math.ceil(math.log2(largest / top))))
+    return [s for s in (widest, widest - 1, widest - 2) if s >= 0]
+
+
+# --- the float twin
+
+
+def twin(network: Network, plan: Plan, names: Collection[str]) -> Network:
+    """The float network with the numbers of some populations (and their connections) as their integers mean them.
+
+    Rounding of gates' tables, products and messages is not in it: it tells what weights, decays, thresholds and biases
+    cost, one population at a time.
+    """
+    found = layers(network, plan.input_scale)
+    steps = dict(network.steps)
+    for name in names:
+        layer, chosen = found[name], plan.layers[name]
+        for c, weight in layer.weights.items():
+            step = steps[c]
+            assert isinstance(step, Dense | Conv)
+            units = chosen.connections[c].units(weight * 2.0**chosen.exponent) * chosen.alpha
+            rows = layer.factors[c].reshape(-1, *[1] * (weight.ndim - 1))
+            steps[c] = replace(step, weight=np.where(rows != 0, units / np.where(rows != 0, rows, 1), 0.0))
+        steps[name] = _rounded(layer, chosen)
+    return replace(network, steps=steps)
+
+
+def _rounded(layer: Layer, plan: LayerPlan) -> Step:
+    fire = layer.fire
+    changed: dict[str, Any] = {"threshold": np.rint(fire.threshold / plan.alpha) * plan.alpha}
+    for key in ("decay", "decay_u"):
+        if getattr(fire, key, None) is not None:
+            changed[key] = np.rint(getattr(fire, key) * (1 << UNITY)) / (1 << UNITY)
+    inner = replace(fire, **changed)
+    if not isinstance(layer.step, GatedFire):
+        return inner
+    gates: dict[str, Any] = {}
+    for key in ("feedback", "balance"):
+        step, chosen = getattr(layer.step, key), getattr(plan, key)
+        if step is not None:
+            units = chosen.weight.units(step.weight * 2.0**chosen.exponent)
+            gates[key] = replace(step, weight=units * 2.0**-chosen.exponent)
+    return replace(layer.step, inner=inner, **gates)

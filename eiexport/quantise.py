@@ -1,0 +1,461 @@
+"""The quantise pass: a float network becomes an integer one, by a plan that was chosen once and is stored.
+
+Units. A population computes in steps of `alpha = 2^-exponent`: an input current of one unit is `alpha` in the float
+network's terms, the registers hold 64 units each. A weight is `level * 2^shift` units with a level of `bits` bits, so
+every scale is a power of two, zero stays zero and signs stay. What is not a power of two (a pool's 1 / area, a gain,
+the input's scale) is multiplied into the weights before they are rounded.
+
+    w_int = clip(round(w * unit * gain * 2^exponent / 2^shift), levels) * 2^shift
+    vth = round(threshold * 2^exponent);  bias = round(b * 2^exponent) << 6;  dv = 4096 - round(4096 decay)
+
+`eiexport.calibrate` chooses plans, `apply` makes the integer graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import nir
+import numpy as np
+
+from eiexport import graph as graphs
+from eiexport.alphabet import Alphabet, interval
+from eiexport.connections import Conv, Dense, Flatten, Identity, Pool, Scale
+from eiexport.errors import GraphError
+from eiexport.graph import Network
+from eiexport.integers import (
+    ALIGN,
+    REGISTER,
+    TOP,
+    UNITY,
+    IntConv,
+    IntCubaLIF,
+    IntDense,
+    IntGatedLIF,
+    grid_step,
+    sign_mode_of,
+)
+from eiexport.neurons import Delay, GatedFire, LeakyFire, SynapseFire, Threshold
+from eiexport.ops import NumpyOps
+from eiexport.steps import Step
+
+BITS = range(4, 9)
+VTH_MAX = (1 << 17) - 1
+BIAS_MAX = (1 << 12) - 1  # mantissa, 13 bits with sign
+EXP_MAX = 7  # largest weight exponent of a synapse
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How a connection's weights are rounded: level * 2^shift units of alpha; shift: one, or one an output channel."""
+
+    shift: int | tuple[int, ...]
+    sign_mode: str
+    bits: int
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest level; symmetric where both signs occur."""
+        if self.sign_mode == "mixed":
+            top = (1 << (self.bits - 1)) - 1
+            return -top, top
+        top = (1 << self.bits) - 1
+        return (0, top) if self.sign_mode == "excitatory" else (-top, 0)
+
+    def units(self, weight: Any) -> Any:
+        """Weights in units of alpha as whole numbers on this grid; NumPy arrays or torch tensors, (O, ...)."""
+        factor = 2.0 ** np.asarray(self.shift, np.float64)
+        if factor.ndim:
+            factor = factor.reshape(-1, *[1] * (weight.ndim - 1))
+            factor = factor if isinstance(weight, np.ndarray) else weight.new_tensor(factor)
+        else:
+            factor = float(factor)
+        lo, hi = self.limits
+        return (weight / factor).round().clip(lo, hi) * factor
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """A gate: weights in steps of 2^-exponent; feedback: shift from sums to indices; balance: from v to messages."""
+
+    weight: WeightPlan
+    exponent: int
+    shift: int
+    message_bits: int = 0
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One population: alpha = 2^-exponent, its connections, its gates. proven: bounds alone exclude overflow."""
+
+    exponent: int
+    connections: dict[str, WeightPlan]
+    feedback: GatePlan | None = None
+    balance: GatePlan | None = None
+    headroom: float = math.inf  # register's range over the largest value seen in calibration
+    proven: bool = False
+
+    @property
+    def alpha(self) -> float:
+        return 2.0**-self.exponent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers that quantisation chose; what is stored beside a run and used again exactly."""
+
+    bits: int
+    input_scale: float  # float value of one unit of the integer input
+    input_lo: int
+    input_hi: int
+    layers: dict[str, LayerPlan] = field(default_factory=dict)
+
+    @property
+    def alphabet(self) -> Alphabet:
+        return interval(min(0, self.input_lo), max(0, self.input_hi), True)
+
+    def encode(self, x: Any) -> Any:
+        """Float input as whole numbers, NumPy array or torch tensor."""
+        return (x / self.input_scale).round().clip(self.input_lo, self.input_hi)
+
+    def to_json(self) -> dict[str, Any]:
+        d = asdict(self)
+        for layer in d["layers"].values():
+            layer["headroom"] = layer["headroom"] if math.isfinite(layer["headroom"]) else None
+        return d
+
+
+def plan_from_json(d: Any) -> Plan:
+    """A stored plan; raises GraphError in one line for anything else."""
+
+    def weight(w: dict[str, Any]) -> WeightPlan:
+        shift = w["shift"]
+        return WeightPlan(tuple(shift) if isinstance(shift, list) else int(shift), str(w["sign_mode"]), int(w["bits"]))
+
+    def gate(g: dict[str, Any] | None) -> GatePlan | None:
+        return g and GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
+
+    try:
+        layers = {
+            name: LayerPlan(
+                int(p["exponent"]),
+                {k: weight(w) for k, w in p["connections"].items()},
+                gate(p["feedback"]),
+                gate(p["balance"]),
+                math.inf if p["headroom"] is None else float(p["headroom"]),
+                bool(p["proven"]),
+            )
+            for name, p in d["layers"].items()
+        }
+        scale, lo, hi = float(d["input_scale"]), int(d["input_lo"]), int(d["input_hi"])
+        plan = Plan(check_bits(int(d["bits"])), scale, lo, hi, layers)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise GraphError(f"not a quantisation plan ({type(e).__name__}: {e})") from None
+    if not (math.isfinite(scale) and scale > 0 and lo <= hi):
+        raise GraphError(f"not a quantisation plan: input scale {scale}, range {lo} to {hi}")
+    return plan
+
+
+def check_bits(bits: int) -> int:
+    """The bits; raises GraphError outside 4..8."""
+    if bits not in BITS:
+        raise GraphError(f"--quantize {bits}: weights take {BITS[0]} to {BITS[-1]} bits")
+    return bits
+
+
+# --- how a float network is built, as far as quantisation cares
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A spiking population and the connections that feed it alone; effective weights in the population's own units.
+
+    weights: float weights times what an input message means, pools and gains on the way included. biases likewise.
+    units: what one unit of a connection's messages means in the float network.
+    """
+
+    neuron: str
+    step: LeakyFire | SynapseFire | GatedFire | Threshold
+    weights: dict[str, np.ndarray]
+    biases: dict[str, np.ndarray | None]
+    factors: dict[str, np.ndarray]  # effective weight = factor (one an output channel) * float weight
+    units: dict[str, float]
+
+    @property
+    def fire(self) -> LeakyFire | SynapseFire | Threshold:
+        return self.step.inner if isinstance(self.step, GatedFire) else self.step
+
+
+def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer]:
+    """Every population of a float network with its connections; raises GraphError for what has no integer meaning."""
+    units = _units(network, input_scale)
+    sinks: dict[str, list[str]] = {n: [] for n in network.steps}
+    for name, came in network.sources.items():
+        for s in came:
+            sinks[s].append(name)
+    found: dict[str, Layer] = {}
+    for name in (n for component in network.order for n in component):
+        step = network.steps[name]
+        if isinstance(step, LeakyFire | SynapseFire | GatedFire | Threshold):
+            _verify(network, name, step)
+            found[name] = Layer(name, step, {}, {}, {}, {})
+        elif step.neuron:
+            raise GraphError(
+                f"node {name!r} ({_kind(network, name)}) sends its membrane, which has no integer kind; "
+                "end the network in spiking neurons"
+            )
+    for name, step in network.steps.items():
+        if isinstance(step, Dense | Conv):
+            neuron, factor = _owner(network, sinks, name)
+            gain = _gain(network, neuron, step) * factor * units[name]
+            wide = gain.reshape(-1, *[1] * (step.weight.ndim - 1))
+            layer = found[neuron]
+            layer.weights[name], layer.factors[name], layer.units[name] = step.weight * wide, gain, units[name]
+            layer.biases[name] = None if step.bias is None else step.bias * (gain / units[name])
+    for name, layer in found.items():
+        if not layer.weights:
+            raise GraphError(
+                f"node {name!r} is fed by no Dense or Conv, so it has no weights to scale; put one before it"
+            )
+    return found
+
+
+def _kind(network: Network, name: str) -> str:
+    return type(network.graph.nodes[name]).__name__
+
+
+def _verify(network: Network, name: str, step: Step) -> None:
+    fire = step.inner if isinstance(step, GatedFire) else step
+    if getattr(fire, "v_reset", None) is not None:
+        raise GraphError(f"node {name!r}: v_reset must be 0 in integers; shift the membrane's origin")
+    if getattr(fire, "lower", None) is not None and fire.reset_mode == "subtract":  # type: ignore[attr-defined]
+        raise GraphError(f"node {name!r}: two thresholds with reset 'subtract' have no integer kind; use 'zero'")
+
+
+def _units(network: Network, input_scale: float) -> dict[str, float]:
+    """What one unit of the integer signal that enters each node means in the float network."""
+    sent: dict[str, float] = {}
+    entering: dict[str, float] = {}
+    order = [n for component in network.order for n in component]
+    for name in (*order, *order):  # twice: round a cycle, neurons have been met by then
+        step = network.steps[name]
+        came = {sent[s] for s in network.sources[name] if s in sent}
+        if len(came) > 1 and isinstance(step, Dense | Conv | Pool | Flatten | Delay):
+            raise GraphError(f"node {name!r} sums edges of different scales {sorted(came)}; give each its connection")
+        unit = came.pop() if came else 1.0
+        entering[name] = unit
+        if name == network.input:
+            sent[name] = input_scale
+        elif isinstance(step, Pool):
+            sent[name] = unit * (1.0 if step.factor is None else float(step.factor))
+        elif isinstance(step, Scale):
+            raise GraphError(f"node {name!r} (Scale) has no integer kind; multiply it into the weights beside it")
+        else:
+            sent[name] = unit if isinstance(step, Flatten | Delay | Identity) else 1.0
+    return entering
+
+
+def _owner(network: Network, sinks: dict[str, list[str]], name: str) -> tuple[str, float]:
+    """The one population that a connection feeds, and the factor of pools and scales in between."""
+    factor, at = 1.0, name
+    while True:
+        if len(sinks[at]) != 1:
+            raise GraphError(f"node {at!r} feeds {len(sinks[at])} nodes, so it has no scale of its own; duplicate it")
+        at = sinks[at][0]
+        step = network.steps[at]
+        if step.neuron:
+            return at, factor
+        if isinstance(step, Pool):
+            factor *= 1.0 if step.factor is None else float(step.factor)
+        elif not isinstance(step, Flatten | Delay):
+            raise GraphError(
+                f"node {name!r} leads to {at!r} ({_kind(network, at)}) without a spiking neuron between them"
+            )
+
+
+def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
+    """The neuron's input gain for each output channel of a connection."""
+    inner = network.steps[neuron]
+    inner = inner.inner if isinstance(inner, GatedFire) else inner
+    gain = np.ones(())
+    for value in (getattr(inner, "gain", None), getattr(inner, "gain_u", None)):
+        gain = gain if value is None else gain * value
+    if not gain.ndim:
+        return np.full(len(step.weight), float(gain))
+    rows = gain.reshape(len(step.weight), -1) if gain.shape[0] == len(step.weight) else gain.reshape(1, -1)
+    if gain.shape[0] != len(step.weight) or (rows != rows[:, :1]).any():
+        raise GraphError(f"node {neuron!r}: its gain differs within a channel; multiply it into the weights")
+    return rows[:, 0]
+
+
+# --- applying a plan
+
+
+def apply(network: Network, plan: Plan) -> nir.NIRGraph:
+    """The integer graph of a float network; raises GraphError where the plan does not fit it."""
+    found = layers(network, plan.input_scale)
+    if found.keys() != plan.layers.keys():
+        odd = sorted(found.keys() ^ plan.layers.keys())
+        raise GraphError(f"the quantisation plan was made for another network: {odd[0]!r} is on one side only")
+    made: dict[str, nir.ir.NIRNode] = {}
+    for name, layer in found.items():
+        chosen = plan.layers[name]
+        if chosen.connections.keys() != layer.weights.keys():
+            raise GraphError(f"the quantisation plan was made for another network: connections of {name!r} differ")
+        carried = _bias_home(layer)
+        for c, weight in layer.weights.items():
+            bias = None if carried else layer.biases[c]
+            made[c] = _connection(network.steps[c], weight, bias, chosen.connections[c], chosen.exponent)
+        made[name] = _neuron(network, layer, chosen, carried)
+    for name, step in network.steps.items():
+        if isinstance(step, Pool) and step.factor is not None:
+            made[name] = nir.SumPool2d(*(np.array(v) for v in (step.kernel, step.window.stride, step.window.padding)))
+    nodes = {n: made.get(n, node) for n, node in network.graph.nodes.items()}
+    result = nir.NIRGraph(nodes, list(network.graph.edges), metadata=dict(network.graph.metadata), type_check=False)
+    return _sized(_stamped(result, network, plan), plan)
+
+
+def _stamped(graph: nir.NIRGraph, network: Network, plan: Plan) -> nir.NIRGraph:
+    meta = dict(graph.metadata.get("eiexport", {}))
+    provenance = dict(meta.get("provenance", {}) or {"tool": "eiexport"})
+    provenance |= {"quantised_bits": plan.bits, "input_scale": plan.input_scale}
+    clock = network.clock
+    return graphs.stamp(graph, dt=clock.dt, integrator=clock.integrator, dtype="int32", **provenance)
+
+
+def _sized(graph: nir.NIRGraph, plan: Plan) -> nir.NIRGraph:
+    """The same graph with message widths as narrow as the alphabets allow; checked."""
+    network = graphs.check(graph, alphabet=plan.alphabet)
+    nodes = dict(graph.nodes)
+    for name, node in nodes.items():
+        if isinstance(node, IntDense | IntConv):
+            total = network.alphabets[network.sources[name][0]]
+            for other in network.sources[name][1:]:
+                total = total + network.alphabets[other]
+            nodes[name] = replace(node, message_bits=message_bits(total))
+    result = nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
+    graphs.check(result, alphabet=plan.alphabet)
+    return result
+
+
+def message_bits(a: Alphabet) -> int:
+    """Width of a message that holds an alphabet: 0 for spikes, sign included where there is one."""
+    if a.kind == "binary":
+        return 0
+    bits = 1
+    while a.hi > (1 << bits) - 1 if a.lo >= 0 else (a.lo < -(1 << bits) / 2 or a.hi > (1 << bits) / 2 - 1):
+        bits += 1
+    return bits
+
+
+def _bias_home(layer: Layer) -> bool:
+    """True where the connections' bias may live in the neuron: no gate and no synaptic memory stands between."""
+    return isinstance(layer.step, LeakyFire | Threshold)
+
+
+def _whole(a: Any, dtype: Any = np.int32) -> np.ndarray:
+    return np.rint(a).astype(dtype)
+
+
+def _connection(step: Step, weight: np.ndarray, bias: np.ndarray | None, plan: WeightPlan, exponent: int) -> Any:
+    """IntDense or IntConv for effective weights; the words hold the levels, the exponent the rest of the shift."""
+    assert isinstance(step, Dense | Conv)
+    units = plan.units(weight * 2.0**exponent)
+    grid = grid_step(plan.bits, plan.sign_mode)
+    factor = grid / 2.0 ** np.asarray(plan.shift, np.float64)
+    words = units * (factor.reshape(-1, *[1] * (weight.ndim - 1)) if factor.ndim else factor)
+    exponents = np.asarray(plan.shift) - int(math.log2(grid))
+    fields: dict[str, Any] = {
+        "weight": _whole(words, np.int16),
+        "bias": np.zeros(len(weight), np.int32) if bias is None else _whole(bias * 2.0**exponent),
+        "weight_exp": exponents.astype(np.int32) if exponents.ndim else int(exponents),
+        "bits": plan.bits,
+        "sign_mode": plan.sign_mode,
+        "message_bits": REGISTER,
+    }
+    if isinstance(step, Dense):
+        return IntDense(**fields)
+    w = step.window
+    return IntConv(**fields, **{k: np.array(getattr(w, k)) for k in ("stride", "padding", "dilation")}, groups=w.groups)
+
+
+def _neuron(network: Network, layer: Layer, plan: LayerPlan, carried: bool) -> Any:
+    fire, name = layer.fire, layer.neuron
+    shape = network.shapes[name]
+    scale = 2.0**plan.exponent
+    threshold = np.rint(fire.threshold * scale)
+    if np.abs(threshold).max() > VTH_MAX:
+        raise GraphError(f"node {name!r}: threshold {np.abs(threshold).max():g} is more than {VTH_MAX} (17 bits)")
+    bias = np.zeros(shape) if getattr(fire, "bias", None) is None else np.broadcast_to(fire.bias, shape)  # type: ignore[union-attr]
+    if carried:
+        for b in (b for b in layer.biases.values() if b is not None):
+            bias = bias + b.reshape(-1, *[1] * (len(shape) - 1))
+    mant, exp = _mantissa(bias * scale)
+    lower = getattr(fire, "lower", None)
+    lif = IntCubaLIF(
+        vth=np.broadcast_to(_whole(threshold), shape).copy(),
+        du=_kept(getattr(fire, "decay_u", None), 4095),
+        dv=np.array(1 << UNITY) if isinstance(fire, Threshold) else _kept(fire.decay, 4096),
+        bias_mant=mant,
+        bias_exp=np.array(exp),
+        compare=getattr(fire, "compare", "gt"),
+        reset=getattr(fire, "reset_mode", "zero"),
+        lower=None if lower is None else np.broadcast_to(_whole(lower * scale), shape).copy(),
+    )
+    if not isinstance(layer.step, GatedFire):
+        return lif
+    gates: dict[str, Any] = {}
+    if plan.feedback is not None:
+        gates["feedback"] = gate_node(layer.step.feedback, plan.feedback, 1.0, 1 if layer.step.balance is None else 2)
+        gates |= {"table": gate_table(plan.feedback).astype(np.uint8), "feedback_shift": plan.feedback.shift}
+    if plan.balance is not None:
+        unit = message_unit(plan)
+        gates["balance"] = gate_node(layer.step.balance, plan.balance, unit, plan.balance.message_bits)
+        gates |= {"balance_shift": plan.balance.shift, "balance_bits": plan.balance.message_bits}
+    return IntGatedLIF(lif, **gates)
+
+
+def message_unit(plan: LayerPlan) -> float:
+    """Float value of one unit of the membrane's message to the balance gate."""
+    assert plan.balance is not None
+    return 2.0 ** (plan.balance.shift - plan.exponent - ALIGN)
+
+
+def gate_node(step: Any, plan: GatePlan, unit: float, bits: int) -> Any:
+    """A gate's connection: weights in steps of 2^-exponent, its bias in the unit of the sums, 2^-exponent * unit."""
+    node = _connection(step, step.weight, None, plan.weight, plan.exponent)
+    bias = np.zeros(len(step.weight)) if step.bias is None else step.bias * 2.0**plan.exponent / unit
+    return replace(node, bias=_whole(bias), message_bits=0 if bits == 1 else bits)
+
+
+def gate_table(plan: GatePlan) -> np.ndarray:
+    """The sigmoid in Q0.8 at the middle of each index' sums: min(round(256 sigmoid(sum * 2^-exponent)), 255)."""
+    sums = np.arange(-128, 128) * 2.0**plan.shift + (2.0**plan.shift - 1) / 2
+    return np.minimum(np.rint(256 * NumpyOps().gate(sums * 2.0**-plan.exponent)), 255)
+
+
+def _kept(decay: Any, unity: int) -> np.ndarray:
+    """Register value of a decay: unity - round(4096 * decay); no decay at all (None) keeps nothing."""
+    keep = 0 if decay is None else np.rint(np.asarray(decay) * (1 << UNITY))
+    return np.asarray(unity - keep).astype(np.int32)
+
+
+def _mantissa(bias: np.ndarray) -> tuple[np.ndarray, int]:
+    """(mantissa, exponent) of a bias in input units; exponent 6, as netx has it, unless 13 bits do not hold it."""
+    exponent = ALIGN
+    while np.abs(np.rint(bias * 2.0 ** (ALIGN - exponent))).max(initial=0) > BIAS_MAX:
+        exponent += 1
+    mant = _whole(bias * 2.0 ** (ALIGN - exponent))
+    return (mant if mant.any() else np.array(0, np.int32)), exponent
+
+
+def sign_modes(layer: Layer) -> dict[str, str]:
+    """Sign mode of each connection of a population."""
+    return {c: sign_mode_of(w) for c, w in layer.weights.items()}
+
+
+def register_limit() -> float:
+    """Largest input current that the registers hold, in units of alpha."""
+    return TOP / (1 << ALIGN)
