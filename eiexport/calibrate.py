@@ -283,4 +283,4 @@ def _rounded(layer: Layer, plan: LayerPlan) -> Step:
         if step is not None:
             units = chosen.weight.units(step.weight * 2.0**chosen.exponent)
             gates[key] = replace(step, weight=units * 2.0**-chosen.exponent)
-    return replace(layer.step, inner=inner, **gates)
+    return replace(layer.step, inner=inner, **gates)  # type: ignore[arg-type]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,12 +13,17 @@ from rich.text import Text
 from eiexport.console import run, user_errors, wide_console
 from eiexport.errors import ExportError
 
+if TYPE_CHECKING:
+    from eiexport.session import Settings
+
+CHIPS = ("loihi1", "loihi2")
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 console = wide_console()
 
 EXAMPLES = (
     "Examples: `eiexport runs/backei-digits --target reference --target torch --target lava` · "
     "`eiexport net.nir --input spikes.npy --target lava --dt 1e-4 --integrator euler` · "
+    "`eiexport runs/backei-digits --quantize 8 --target torch --target loihi --target lava` · "
     "`eiexport --list-targets` · `eiexport --compare a.h5 b.h5`. "
     "Exit code 0: every comparison holds; 1: a target differs, failed or is unsupported; 2: the request was refused."
 )
@@ -38,6 +44,21 @@ def main_command(
         str | None, typer.Option(help="euler or exponential, where the graph does not say it.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for torch.")] = "cpu",
+    quantize: Annotated[
+        int | None, typer.Option(help="Weights in 4 to 8 bits: export the integer network.", metavar="BITS")
+    ] = None,
+    channels: Annotated[
+        bool, typer.Option("--per-channel", help="With --quantize: one weight scale an output channel.")
+    ] = False,
+    calibrate: Annotated[int, typer.Option(help="With --quantize: samples to choose scales by.")] = 100,
+    calibration: Annotated[
+        Path | None, typer.Option(help="With --quantize, for a .nir file: .npy or .h5 to calibrate on.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="With --quantize: points of accuracy it may cost, else exit code 1.")
+    ] = None,
+    chip: Annotated[str, typer.Option(help="loihi1 or loihi2, for the target loihi.")] = "loihi2",
+    strict: Annotated[bool, typer.Option("--strict", help="Target loihi: an overflow is an error.")] = False,
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Node kinds x targets: how exact, held against what.")
     ] = False,
@@ -56,33 +77,49 @@ def main_command(
         elif model is None:
             raise ExportError("nothing to export: give a run folder or a .nir file; see eiexport --help")
         else:
-            code = _export(model, target or ["reference"], source, samples, out, checkpoint, dt, integrator, device)
+            from eiexport.session import Settings
+
+            _verify(quantize, channels, calibration, budget, chip)
+            chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict)
+            settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen)
+            code = _export(model, settings, source, samples, out, checkpoint, calibration)
     raise typer.Exit(code)
+
+
+def _verify(quantize: int | None, channels: bool, calibration: Path | None, budget: float | None, chip: str) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    given = {"--per-channel": channels, "--calibration": calibration is not None}
+    if quantize is None and (alone := [k for k, on in given.items() if on]):
+        raise ExportError(f"{alone[0]} needs --quantize BITS")
+    if budget is not None and not budget >= 0:
+        raise ExportError(f"--budget {budget}: give points of accuracy, at least 0")
+    if chip not in CHIPS:
+        raise ExportError(f"unknown chip {chip!r}; valid: {', '.join(CHIPS)}")
 
 
 def _export(
     path: Path,
-    targets: list[str],
+    settings: Settings,
     source: Path | None,
     samples: int | None,
     out: Path | None,
     checkpoint: str,
-    dt: float | None,
-    integrator: str | None,
-    device: str,
+    calibration: Path | None,
 ) -> int:
     from eiexport import report
     from eiexport.console import bar
     from eiexport.model import open_graph
-    from eiexport.session import Settings, export
+    from eiexport.session import export
 
     if path.is_dir():
         from eitrain.export import open_run
 
         if source is not None:
             raise ExportError(f"{path} is a run folder: its input are its test samples, leave --input out")
+        if calibration is not None:
+            raise ExportError(f"{path} is a run folder: it calibrates on its training data, leave --calibration out")
         count = 100 if samples is None else samples
-        model = open_run(path, checkpoint=checkpoint, samples=count, device=device)
+        model = open_run(path, checkpoint=checkpoint, samples=count, device=settings.device)
         folder = out or path / "export"
     else:
         if not path.exists():
@@ -91,13 +128,12 @@ def _export(
             raise ExportError(f"unknown checkpoint {checkpoint!r}; valid: best, last")
         if source is None:
             raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
-        model = open_graph(path, source, samples)
+        model = open_graph(path, source, samples, calibration)
         folder = out or path.with_name(f"{path.stem}-export")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: exists and is no folder; choose another --out")
-    settings = Settings(tuple(targets), folder, dt, integrator, device)
     with bar() as progress:
-        found = export(model, settings, progress)
+        found = export(model, replace(settings, out=folder), progress)
     console.print(f"{found.model}: {found.samples} samples, {found.steps} steps", markup=False)
     report.table(found, console)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)

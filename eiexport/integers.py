@@ -89,7 +89,8 @@ class IntLinear(Step):
         total = linear_alphabet(a, self.weight.reshape(len(self.weight), -1), None)
         if total.kind == "real":
             return total
-        return interval(*(float(np.floor(v / 2**self.shift)) for v in (total.lo, total.hi)), True)
+        lo, hi = (float(np.floor(v / 2**self.shift)) for v in (total.lo, total.hi))
+        return interval(lo, hi, True)
 
     def alphabet(self, a: Alphabet) -> Alphabet:
         total = self.sums(a)
@@ -191,7 +192,7 @@ class IntGatedFire(GatedFire):
     """
 
     observed: ClassVar[tuple[str, ...]] = ("v", "u")
-    inner: IntFire
+    inner: IntFire  # type: ignore[assignment]
     values: np.ndarray  # the table
     feedback_shift: int
     balance_shift: int
@@ -444,7 +445,8 @@ def _conv(node: Any, clock: Clock) -> IntConvStep:
     parts = _linear(node)
     if parts["bias"] is not None:
         parts["bias"] = parts["bias"].reshape(-1, *[1] * axes)
-    return IntConvStep(window=Window(*geometry, groups), wraps=True, **parts)
+    stride, padding, dilation = geometry
+    return IntConvStep(window=Window(stride, padding, dilation, groups), wraps=True, **parts)
 
 
 def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
@@ -477,7 +479,7 @@ def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
     inner = _lif(node.neuron, clock)
     if inner.lower is not None:
         raise GraphError("a gated neuron has one threshold: its sign comes from the balance gate, not from `lower`")
-    shifts = {k: _number(node, k, 0, REGISTER - 1) for k in ("feedback_shift", "balance_shift")}
+    shifts: dict[str, Any] = {k: _number(node, k, 0, REGISTER - 1) for k in ("feedback_shift", "balance_shift")}
     return IntGatedFire(inner=inner, **gates, values=values, balance_bits=bits, **shifts)
 
 

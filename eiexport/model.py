@@ -13,6 +13,7 @@ from eiexport import graph
 from eiexport.alphabet import Alphabet, interval
 from eiexport.errors import ExportError, TraceError
 from eiexport.ops import Ints
+from eiexport.quantise import Plan
 from eiexport.trace import TraceFile
 
 
@@ -22,6 +23,8 @@ class Model:
 
     notes: what the user should know, in words.
     trace: the trained network's spikes for a piece of input, in float64; None for a bare graph.
+    calibration(count): encoded samples to choose scales by, not those that are tested.
+    plan: what quantisation-aware training used; integer_trace: its own forward pass for whole-number input.
     """
 
     name: str
@@ -31,10 +34,16 @@ class Model:
     labels: np.ndarray | None = None
     trace: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     notes: tuple[str, ...] = ()
+    calibration: Callable[[int], Iterator[np.ndarray]] | None = None
+    plan: Plan | None = None
+    integer_trace: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 
 
-def open_graph(path: Path, source: Path, samples: int | None) -> Model:
-    """A .nir file with input from a .npy or trace file; raises GraphError or ExportError in one line."""
+def open_graph(path: Path, source: Path, samples: int | None, calibration: Path | None = None) -> Model:
+    """A .nir file with input from a .npy or trace file; raises GraphError or ExportError in one line.
+
+    calibration: a file of input like `source`; without it, quantisation is calibrated on the input itself.
+    """
     found = graph.read(path)
     x = _load_input(source)
     if x.ndim < 2:
@@ -48,7 +57,16 @@ def open_graph(path: Path, source: Path, samples: int | None) -> Model:
     def chunks(size: int) -> Iterator[np.ndarray]:
         return (np.asarray(x[i : min(i + size, count)]) for i in range(0, count, size))
 
-    return Model(path.name, found, count, chunks)
+    other = x if calibration is None else _load_input(calibration)
+    if other.ndim < 2 or len(other) == 0:
+        raise ExportError(
+            f"{calibration}: calibration data has shape {other.shape}; expected (samples, steps, *neurons)"
+        )
+
+    def calibrating(most: int) -> Iterator[np.ndarray]:
+        return (np.asarray(other[i : min(i + 50, most)]) for i in range(0, min(most, len(other)), 50))
+
+    return Model(path.name, found, count, chunks, calibration=calibrating)
 
 
 def _load_input(source: Path) -> np.ndarray | FlatView:

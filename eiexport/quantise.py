@@ -66,7 +66,7 @@ class WeightPlan:
 
     def units(self, weight: Any) -> Any:
         """Weights in units of alpha as whole numbers on this grid; NumPy arrays or torch tensors, (O, ...)."""
-        factor = 2.0 ** np.asarray(self.shift, np.float64)
+        factor: Any = 2.0 ** np.asarray(self.shift, np.float64)
         if factor.ndim:
             factor = factor.reshape(-1, *[1] * (weight.ndim - 1))
             factor = factor if isinstance(weight, np.ndarray) else weight.new_tensor(factor)
@@ -135,7 +135,9 @@ def plan_from_json(d: Any) -> Plan:
         return WeightPlan(tuple(shift) if isinstance(shift, list) else int(shift), str(w["sign_mode"]), int(w["bits"]))
 
     def gate(g: dict[str, Any] | None) -> GatePlan | None:
-        return g and GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
+        if g is None:
+            return None
+        return GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
 
     try:
         layers = {
@@ -279,7 +281,7 @@ def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
     """The neuron's input gain for each output channel of a connection."""
     inner = network.steps[neuron]
     inner = inner.inner if isinstance(inner, GatedFire) else inner
-    gain = np.ones(())
+    gain: np.ndarray = np.ones(())
     for value in (getattr(inner, "gain", None), getattr(inner, "gain_u", None)):
         gain = gain if value is None else gain * value
     if not gain.ndim:
@@ -378,7 +380,8 @@ def _connection(step: Step, weight: np.ndarray, bias: np.ndarray | None, plan: W
     if isinstance(step, Dense):
         return IntDense(**fields)
     w = step.window
-    return IntConv(**fields, **{k: np.array(getattr(w, k)) for k in ("stride", "padding", "dilation")}, groups=w.groups)
+    fields |= {k: np.array(getattr(w, k)) for k in ("stride", "padding", "dilation")}
+    return IntConv(**fields, groups=w.groups)
 
 
 def _neuron(network: Network, layer: Layer, plan: LayerPlan, carried: bool) -> Any:
@@ -388,7 +391,8 @@ def _neuron(network: Network, layer: Layer, plan: LayerPlan, carried: bool) -> A
     threshold = np.rint(fire.threshold * scale)
     if np.abs(threshold).max() > VTH_MAX:
         raise GraphError(f"node {name!r}: threshold {np.abs(threshold).max():g} is more than {VTH_MAX} (17 bits)")
-    bias = np.zeros(shape) if getattr(fire, "bias", None) is None else np.broadcast_to(fire.bias, shape)  # type: ignore[union-attr]
+    own = getattr(fire, "bias", None)
+    bias = np.zeros(shape) if own is None else np.broadcast_to(own, shape)
     if carried:
         for b in (b for b in layer.biases.values() if b is not None):
             bias = bias + b.reshape(-1, *[1] * (len(shape) - 1))

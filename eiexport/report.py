@@ -21,6 +21,7 @@ from eiexport import __version__
 from eiexport.check import MARGIN, TIES
 from eiexport.files import replacing
 from eiexport.graph import Network, show
+from eiexport.losses import LayerLoss, Quantisation
 from eiexport.trace import Divergence, NodeResult, TraceFile, earliest
 
 matplotlib.use("Agg")  # files only: no display needed
@@ -76,6 +77,8 @@ class Row:
                 "entries": r.entries,
                 "mismatches": r.mismatches,
                 "explained_ties": r.explained_ties,
+                "state_entries": r.state_entries,
+                "state_mismatches": r.state_mismatches,
                 "margin": r.margin,
                 "spikes": r.spikes,
                 "spikes_reference": self.free[name].spikes_reference if name in self.free else r.spikes_reference,
@@ -90,13 +93,15 @@ class Row:
             "status": self.status,
             "message": self.message,
             "compared_with": self.compared_with,
-            "class": "float",
+            "class": "integer" if network.integer else "float",
             "dtype": self.dtype,
             "evidence": self.evidence,
             "engine": self.engine,
             "entries": self.total("entries"),
             **{f"entries_{kind}": self.entries_on(kind) for kind in ("stock", "custom")},
             "mismatches": self.total("mismatches"),
+            "state_entries": self.total("state_entries"),
+            "state_mismatches": self.total("state_mismatches"),
             "explained_ties": self.total("explained_ties"),
             "free_running_mismatches": self.free_running,
             "first_divergence": None if first is None else {**vars(first), "words": str(first)},
@@ -118,6 +123,10 @@ class Report:
     reference: Row
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    float_row: Row | None = None  # the float network's own run, where the rest is integers
+    quantisation: Quantisation | None = None
+    resources: dict[str, Any] | None = None
+    estimates: dict[str, Any] | None = None
 
     @property
     def output_silent(self) -> bool:
@@ -128,7 +137,19 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return self.reference.ok and all(r.ok for r in self.rows)
+        first = (self.reference,) if self.float_row is None else (self.float_row, self.reference)
+        within = self.quantisation is None or self.quantisation.ok
+        return within and all(r.ok for r in (*first, *self.rows))
+
+    @property
+    def shown(self) -> list[Row]:
+        """All rows, the float network's own run and the reference first."""
+        return [*(() if self.float_row is None else (self.float_row,)), self.reference, *self.rows]
+
+    def title(self, row: Row) -> str:
+        """A row's name, with its part in the comparison."""
+        part = {id(self.float_row): " (float)", id(self.reference): " (reference)"}.get(id(row), "")
+        return f"{row.name}{part}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,11 +163,14 @@ class Report:
             "notes": self.notes,
             "reference": {
                 "name": self.reference.name,
-                "class": "float",
+                "class": "integer" if self.network.integer else "float",
                 "dtype": self.reference.dtype,
                 "status": self.reference.status,
                 "accuracy": self.reference.accuracy,
             },
+            **({} if self.quantisation is None else {"quantisation": self.quantisation.to_json()}),
+            **({} if self.resources is None else {"resources": self.resources}),
+            **({} if self.estimates is None else {"estimates": self.estimates}),
             "targets": {r.name: r.to_json(self.network) for r in self.rows},
         }
 
@@ -166,9 +190,9 @@ def write(report: Report, out: Path) -> None:
             pictures[row.name] = base64.b64encode(picture).decode()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("eiexport").joinpath("report.html.j2").read_text())
-    page = template.render(
-        report=report, network=report.network, pictures=pictures, words=words, show=show(report.network)
-    )
+    helpers = {"words": words, "loss_cells": loss_cells, "loss_words": loss_words}
+    about = {"report": report, "network": report.network, "pictures": pictures, "show": show(report.network)}
+    page = template.render(**about, **helpers)
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page)
 
@@ -234,6 +258,9 @@ def words(report: Report, row: Row) -> str:
         return row.message
     if row.status == "differs" and row.total("mismatches") and first is not None:
         return f"{row.total('mismatches'):,} of {entries:,} entries differ; first at {first}."
+    if row.status == "differs" and row.total("state_mismatches") and first is not None:
+        registers = row.total("state_entries")
+        return f"{row.total('state_mismatches'):,} of {registers:,} register values differ; first at {first}."
     if row.status == "differs" and row.message:
         return row.message
     if row.status == "differs" and row.free_running and not ties:
@@ -244,12 +271,24 @@ def words(report: Report, row: Row) -> str:
             f"{ties:,} ties in {entries:,} entries, the furthest {margin:.1g} from its threshold. Rounding could "
             f"explain each, but only {TIES[row.dtype]:g} of the entries and {MARGIN:g} of the threshold are accepted."
         )
+    if report.network.integer:
+        return _whole_words(report, row)
     text = f"All {entries:,} entries are those of the graph"
     text += f", {ties:,} of them ties that rounding explains." if ties else "."
     if row.free_running:
         text += f" Free-running, {row.free_running:,} entries differ from the reference's run; first at {first}."
     if own := row.entries_on("stock"):
         text += f" {own:,} come from the engine's own processes, {row.entries_on('custom'):,} from ours."
+    silent = [n for n, r in row.results.items() if r.silent]
+    return text + (f" Silent, so little is proven: {', '.join(silent)}." if silent else "")
+
+
+def _whole_words(report: Report, row: Row) -> str:
+    registers = row.total("state_entries")
+    text = f"All {row.total('entries'):,} entries are the reference's"
+    text += f", and so are {registers:,} values of the registers u and v." if registers else "; registers not compared."
+    if own := row.entries_on("stock"):
+        text += f" {own:,} entries come from the engine's own processes, {row.entries_on('custom'):,} from ours."
     silent = [n for n, r in row.results.items() if r.silent]
     return text + (f" Silent, so little is proven: {', '.join(silent)}." if silent else "")
 
@@ -262,16 +301,14 @@ def table(report: Report, console: Console) -> None:
     for column in ("accuracy", "latency", "seconds"):
         view.add_column(column, justify="right", no_wrap=True)
     view.add_column("evidence")
-    for row in (report.reference, *report.rows):
+    for row in report.shown:
         colour = {"equal": "green", "explained": "yellow"}.get(row.status, "red")
         cells = (f"{row.total(k):,}" for k in ("entries", "mismatches", "explained_ties"))
-        free = "" if row is report.reference else f"{row.free_running:,}"
+        free = f"{row.free_running:,}" if row in report.rows and not report.network.integer else ""
         accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
         late = str(max(row.latency.values(), default=0))
-        name = f"{row.name} (reference)" if row is report.reference else row.name
-        view.add_row(
-            name, f"[{colour}]{row.status}[/]", *cells, free, accuracy, late, f"{row.seconds:.1f}", row.evidence
-        )
+        status, seconds = f"[{colour}]{row.status}[/]", f"{row.seconds:.1f}"
+        view.add_row(report.title(row), status, *cells, free, accuracy, late, seconds, row.evidence)
     console.print(view)
     for row in report.rows:
         if not row.ok or row.free_running or any(r.silent for r in row.results.values()):
@@ -280,3 +317,43 @@ def table(report: Report, console: Console) -> None:
         console.print("warning: the output is silent: equal spikes prove nothing about it")
     for note in report.notes:
         console.print(note, markup=False)
+    if report.quantisation is not None:
+        _losses(report.quantisation, console)
+
+
+def _losses(found: Quantisation, console: Console) -> None:
+    """What quantisation cost, layer by layer."""
+    view = Table(box=None, pad_edge=False)
+    view.add_column("layer", no_wrap=True)
+    for column in ("weight step", "clipped", "zeroed", "SNR dB", "headroom", "spikes changed", "decisions, alone"):
+        view.add_column(column, justify="right", no_wrap=True)
+    for layer in found.layers.values():
+        view.add_row(layer.name, *loss_cells(layer))
+    console.print(view)
+    console.print(loss_words(found), markup=False)
+
+
+def loss_cells(layer: LayerLoss) -> tuple[str, ...]:
+    """A layer's losses as text."""
+    steps = [s for pair in layer.scales.values() for s in pair]
+    exponents = sorted({int(math.log2(s)) for s in steps})
+    step = f"2^{exponents[0]}" + (f"..2^{exponents[-1]}" if len(exponents) > 1 else "")
+    room = f"{layer.headroom:.1f}x" + (" proven" if layer.proven else "")
+    alone = "" if layer.alone_decisions is None else f"{100 * layer.alone_decisions:.2f} %"
+    shares = (f"{100 * share:.2f} %" for share in (layer.clipped, layer.zeroed))
+    return step, *shares, f"{layer.snr_db:.1f}", room, f"{100 * layer.changed_share:.2f} %", alone
+
+
+def loss_words(found: Quantisation) -> str:
+    """The lossy step in words."""
+    text = f"quantised to {found.plan.bits} bits: {100 * found.decisions_changed:.2f} % of the decisions changed"
+    if found.accuracy_float is not None and found.accuracy_int is not None and found.lost is not None:
+        text += f", accuracy {100 * found.accuracy_float:.2f} % -> {100 * found.accuracy_int:.2f} %"
+        if found.budget is not None:
+            told = "within" if found.ok else "OVER"
+            text += f" ({found.lost:.2f} points, {told} the budget of {found.budget:g})"
+    costly = found.costliest
+    if costly is None:
+        return text + f"; no layer alone changes a decision of {found.samples_alone} samples"
+    share = f"{100 * (costly.alone_decisions or 0):.2f} % of {found.samples_alone} decisions alone"
+    return text + f"; {costly.name} costs most, {share}"

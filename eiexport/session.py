@@ -8,16 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
 
 from eiexport import graph, passes, report
 from eiexport.alphabet import Alphabet
-from eiexport.check import ExecutionCheck, judge
+from eiexport.check import ExecutionCheck, judge, judge_whole
 from eiexport.errors import TraceError
 from eiexport.graph import Network
+from eiexport.lossy import lower
 from eiexport.model import FlatView, Model, alphabet_of, widest
 from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
@@ -28,13 +31,30 @@ TRAINED = "trained"  # the row and trace of the trained network's own run
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose; dt and integrator only where the graph does not say them."""
+    """What the user chose; dt and integrator only where the graph does not say them.
+
+    quantize: bits of the weights; channels: one weight scale an output channel; calibrate: samples to choose scales by;
+    budget: points of accuracy that quantisation may cost.
+    """
 
     targets: tuple[str, ...]
     out: Path
     dt: float | None = None
     integrator: str | None = None
     device: str = "cpu"
+    quantize: int | None = None
+    channels: bool = False
+    calibrate: int = 100
+    budget: float | None = None
+    chip: str = "loihi2"
+    strict: bool = False
+
+    def target(self, name: str) -> Any:
+        """The engine, made with what the user chose."""
+        from targets import base
+
+        found = base.get(name)
+        return found(**{k: getattr(self, k) for k in found.options})
 
 
 def export(model: Model, settings: Settings, progress: Progress) -> Report:
@@ -46,40 +66,44 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
 
     names = _expand(settings.targets)
     for name in names:
-        base.get(name)(device=settings.device)  # an unknown name or device is refused before anything is written
+        settings.target(name)  # an unknown name or device is refused before anything is written
     prepared, notes = passes.insert_delays(model.graph, settings.dt, settings.integrator)
     network = graph.check(prepared, settings.dt, settings.integrator)
+    quantised = lower(model, network, settings, progress)
+    if network.integer or quantised is not None:
+        names = [n for n in names if n != "torch32"]  # float32 does not hold the integers
     first = next(model.chunks(1))
     base.check_input(network, first)
-    steps = first.shape[1]
 
     out = settings.out
-    size = chunk_size(network, steps)
+    size = chunk_size(network, first.shape[1])
+    entered = "input.h5" if quantised is None else "input_float.h5"
     fresh = not out.exists()
     try:
-        alphabet = _write_input(model, network, out / "input.h5", size, progress)
+        alphabet = _write_input(model.chunks(size), network, out / entered, model.samples, progress)
     except Exception:
         if fresh and out.is_dir():  # refused: leave nothing behind
             out.rmdir()
         raise
     _clear(out, (*base.REGISTRY, TRAINED))
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
-    graph.write(_stamped(prepared, network), out / "model.nir")
-
-    with TraceFile(out / "input.h5") as file:
-        x = FlatView(file, network.input)
-        session = _Session(model, network, x, out, size, settings.device, progress)
-        reference = session.reference()
-        rows = [session.row(name, reference) for name in names]
-        result = Report(model.name, len(x), steps, network, reference, rows, [*model.notes, *notes])
-        report.write(result, out)
+    graph.write(_stamped(prepared, network), out / ("model.nir" if quantised is None else "model_float.nir"))
+    notes = [*model.notes, *notes]
+    with TraceFile(out / entered) as file:
+        session = Session(model, network, FlatView(file, network.input), settings, size, progress)
+        if quantised is None:
+            result = session.compare(names, notes)
+        else:
+            result = quantised.export(session, names, notes)
+    report.write(result, out)
     return result
 
 
 def _clear(out: Path, names: Sequence[str]) -> None:
     """Remove what an earlier export left: it must not stand beside this one's results. No other file is touched."""
     ours = [f for n in names for f in (f"traces/{n}.h5", f"raster-{n}.png")]
-    for file in ("report.json", "report.html", *ours):
+    made = ("model.nir", "model_float.nir", "model.net", "program.loihi.h5", "plan.json", "layers.png")
+    for file in ("report.json", "report.html", *made, *ours):
         (out / file).unlink(missing_ok=True)
 
 
@@ -99,19 +123,22 @@ def _expand(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _write_input(model: Model, network: Network, path: Path, size: int, progress: Progress) -> Alphabet:
+def _write_input(
+    chunks: Iterator[np.ndarray], network: Network, path: Path, samples: int, progress: Progress
+) -> Alphabet:
     """Encode every sample once; returns the alphabet of what was written."""
     from targets import base
 
     alphabet: Alphabet | None = None
-    with TraceWriter(path, dt=network.clock.dt, dtype=_held(next(model.chunks(1)).dtype), engine="encoder") as writer:
+    first = next(chunks)
+    with TraceWriter(path, dt=network.clock.dt, dtype=_held(first.dtype), engine="encoder") as writer:
         done = 0
-        for x in model.chunks(size):
+        for x in chain((first,), chunks):
             base.check_input(network, x)
             alphabet = widest(alphabet, alphabet_of(x))
-            writer.append(Trace({network.input: np.asarray(x, _held(x.dtype))}))
+            writer.append(Trace({network.input: np.asarray(x, _held(first.dtype))}))
             done += len(x)
-            progress("encoding", done, model.samples)
+            progress("encoding", done, samples)
     assert alphabet is not None
     return alphabet
 
@@ -122,28 +149,39 @@ def _held(dtype: np.dtype) -> str:
 
 
 @dataclass
-class _Session:
+class Session:
+    """One network, its encoded input, and the rows that come of running it."""
+
     model: Model
     network: Network
     x: FlatView
-    out: Path
+    settings: Settings
     size: int
-    device: str
     progress: Progress
+
+    def compare(self, names: Sequence[str], notes: Sequence[str]) -> Report:
+        """Run the reference and all targets; the report is not written yet."""
+        reference = self.reference()
+        rows = [self.row(name, reference) for name in names]
+        steps = self.x.shape[1]
+        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, list(notes))
 
     def reference(self) -> Row:
         """The trained network in float64, else the reference target; itself checked as an execution of the graph."""
-        if self.model.trace is None:
-            return self.row("reference", None)
-        trace = self.model.trace
-        row = Row(TRAINED, "equal", "the graph", evidence="training code, float64")
+        trace = None if self.network.integer else self.model.trace
+        return self.row("reference", None) if trace is None else self.trained(trace, None)
+
+    def trained(self, trace: Callable[[np.ndarray], dict[str, np.ndarray]], reference: Row | None) -> Row:
+        """The training code's own run."""
+        against = "the graph" if reference is None else reference.name
+        row = Row(TRAINED, "equal", against, evidence="training code, float64")
 
         def run() -> Iterator[Trace]:
             for start in range(0, len(self.x), self.size):
                 z = trace(self.x[start : start + self.size])
                 yield Trace({n: compact(a, self.network.alphabets[n]) for n, a in z.items()}, self.network.clock.dt)
 
-        self._compare(row, run(), None)
+        self._compare(row, run(), reference)
         return row
 
     def row(self, name: str, reference: Row | None) -> Row:
@@ -152,7 +190,7 @@ class _Session:
 
         row = Row(name, "failed", reference.name if reference else "itself")
         try:
-            target = base.get(name)(device=self.device)
+            target = self.settings.target(name)
             row.dtype, row.engine = target.dtype, {"name": name, "version": target.version}
             target.check(self.network)
             program = target.compile(self.network)
@@ -165,8 +203,12 @@ class _Session:
 
             row.processes = {n: target.process(self.network, n) for n in self.network.recorded}
             row.evidence = target.evidence_for(self.network) if reference else "itself"
-            self._compare(row, program.stream(self.x, count), reference)
+            # integers have to agree in their registers too
+            probe = {"probe": True} if self.network.integer else {}
+            stream = program.stream(self.x, count, **probe)
+            self._compare(row, stream, reference)
             row.latency = program.latency
+            target.emit(self.network, self.settings.out)
         except base.Unsupported as e:
             row.status, row.message = "unsupported", str(e)
         except (base.TargetError, TraceError) as e:  # the latter: what came back is no trace of this network
@@ -177,25 +219,30 @@ class _Session:
 
     def _compare(self, row: Row, chunks: Iterator[Trace], reference: Row | None) -> None:
         began, checking, start = time.perf_counter(), 0.0, 0
-        check = ExecutionCheck(self.network, row.dtype)
-        path = self.out / "traces" / f"{row.name}.h5"
+        check = None if self.network.integer else ExecutionCheck(self.network, row.dtype)
+        if check is None:
+            row.dtype = "int32"
+        out = self.settings.out
+        path = out / "traces" / f"{row.name}.h5"
         correct = 0
         end = self.network.sources[self.network.outputs[0]][0]
-        other = None if reference is None else TraceFile(self.out / "traces" / f"{reference.name}.h5")
+        other = None if reference is None else TraceFile(out / "traces" / f"{reference.name}.h5")
         with TraceWriter(
             path, dt=self.network.clock.dt, dtype=row.dtype, engine=row.engine.get("version", "")
         ) as writer:
             for chunk in chunks:
                 mark = time.perf_counter()
                 part = slice(start, start + chunk.samples)
-                check.add(np.asarray(self.x[part]), chunk.z, start)
-                if other is not None:
-                    z = {n: FlatView(other, n)[part] for n in chunk.z if n in other.nodes}
-                    spikes = {n: a for n, a in z.items() if a.dtype == np.int8}
-                    compare_entries(row.free, chunk, Trace(spikes), start)
+                expected = None if other is None else other.read(part)
+                if check is None:
+                    self._whole(row, chunk, expected, start)
+                else:
+                    check.add(np.asarray(self.x[part]), chunk.z, start)
+                    if expected is not None:
+                        spikes = {n: a for n, a in expected.z.items() if a.dtype == np.int8}
+                        compare_entries(row.free, chunk, Trace(spikes), start)
                 if self.model.labels is not None:
-                    score = chunk.z[end].mean(axis=1, dtype=np.float64)
-                    correct += int((score.argmax(1) == self.model.labels[part]).sum())
+                    correct += int((decisions(chunk.z[end]) == self.model.labels[part]).sum())
                 writer.append(chunk)
                 start += chunk.samples
                 checking += time.perf_counter() - mark
@@ -203,7 +250,10 @@ class _Session:
         if other is not None:
             other.__exit__()
         row.seconds = time.perf_counter() - began - checking
-        row.results, row.status = check.results, judge(check.results, row.dtype)
+        if check is None:
+            row.status = judge_whole(row.results)
+        else:
+            row.results, row.status = check.results, judge(check.results, row.dtype)
         if row.status == "equal" and row.free_running:
             # it ran the graph, yet not as the reference did: only the reference's own ties can explain that
             tied = reference is not None and reference.status == "explained"
@@ -212,3 +262,14 @@ class _Session:
             row.status, row.message = "differs", f"the engine delivered {start} of {len(self.x)} samples"
         if self.model.labels is not None:
             row.accuracy = correct / len(self.x)
+
+    def _whole(self, row: Row, chunk: Trace, expected: Trace | None, start: int) -> None:
+        """Integers: entry by entry, z and registers, with the reference's; the reference counts against itself."""
+        if missing := sorted(set(self.network.recorded) - chunk.z.keys()):
+            raise TraceError(f"the trace does not hold node {missing[0]!r}, so nothing can be said about it")
+        compare_entries(row.results, chunk, chunk if expected is None else expected, start)
+
+
+def decisions(z: np.ndarray) -> np.ndarray:
+    """The class that an output's rates name: the largest mean over time, (samples,)."""
+    return z.mean(axis=1, dtype=np.float64).reshape(len(z), -1).argmax(1)

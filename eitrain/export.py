@@ -51,6 +51,11 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
         double(moved, moved.shape[0], record)
         return {n: z.transpose(0, 1).cpu().numpy() for n, z in record.items()}
 
+    def calibrating(most: int) -> Iterator[np.ndarray]:
+        train, _ = data.split_validation(dataset.train.labels, recipe.validation, recipe.seed)
+        picked = np.random.default_rng([recipe.seed, 1]).permutation(train)[:most]
+        return (fit.encode(recipe, dataset.train, picked[i : i + 50]) for i in range(0, len(picked), 50))
+
     labels = dataset.test.labels[chosen]
     notes = () if count == samples else (f"{dataset.name} has {count} test samples, not {samples}: all were taken",)
-    return Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, notes)
+    return Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, notes, calibrating)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ REGISTRY = {
     "torch": "targets.pytorch:Torch",
     "torch32": "targets.pytorch:Torch32",
     "lava": "targets.lava:Lava",
+    "loihi": "targets.loihi:Loihi",
 }
 
 
@@ -77,6 +79,7 @@ class Target(ABC):
     evidence: ClassVar[str] = "shared-step"
     setup: ClassVar[str] = ""  # how to get the engine, one line
     claims: ClassVar[dict[str, Claim]]
+    options: ClassVar[tuple[str, ...]] = ("device",)  # what its constructor takes, of device, chip, strict
 
     def __init__(self, device: str = "cpu") -> None:
         """`device`: for engines that run on several."""
@@ -101,6 +104,9 @@ class Target(ABC):
     def evidence_for(self, network: Network) -> str:
         """What a result on this network rests on: "independent" | "shared-step" | "plumbing"."""
         return self.evidence
+
+    def emit(self, network: Network, out: Path) -> None:
+        """Write what this target makes of a graph, beside the traces: a program, a network file."""
 
     def process(self, network: Network, name: str) -> str:
         """ "stock" where the engine's own process computes this node, else "custom"."""

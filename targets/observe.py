@@ -50,12 +50,12 @@ class Watch:
 
     def _connection(self, name: str, step: Any, ops: TorchOps, x: Tensor) -> Tensor:
         self._keep(name, x, ROWS)
-        return super(type(step), step).drive(ops, x)
+        return super(type(step), step).drive(ops, x)  # type: ignore[misc]
 
     def _neuron(self, name: str, step: Any, ops: TorchOps, driven: Tensor, state: Any) -> Any:
         membrane = step.charge(ops, driven, state)
         if isinstance(step, SynapseFire):  # the gain behind the current is part of the integer current
-            gain = 1.0 if step.gain is None else step.gain
+            gain: Any = 1.0 if step.gain is None else step.gain
             self._reach(name, membrane[0], driven * gain, membrane[1] * gain)
         elif getattr(step, "feedback", None) is not None:
             self._reach(name, membrane[0])  # and what `open` lets through
@@ -68,7 +68,7 @@ class Watch:
     def _gate(self, name: str, step: Any, ops: TorchOps, driven: Tensor, fed: Tensor) -> Tensor:
         seen = self.nodes[name]
         seen.fed = max(seen.fed, float(fed.abs().max()))
-        opened = super(type(step), step).open(ops, driven, fed)
+        opened = super(type(step), step).open(ops, driven, fed)  # type: ignore[misc]
         self._reach(name, opened)
         return opened
 

@@ -1,0 +1,147 @@
+"""The lossy step of an export: choose or take a plan, lower to integers, and count what that cost.
+
+Belongs to the command line, like `session`: it runs networks, so it imports `targets`, and only when an export runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import nir
+import numpy as np
+
+from eiexport import calibrate, graph, losses, quantise
+from eiexport.errors import ExportError
+from eiexport.files import replacing
+from eiexport.graph import Network
+from eiexport.losses import Quantisation
+from eiexport.model import FlatView, Model
+from eiexport.quantise import Plan
+from eiexport.report import Report
+from eiexport.trace import TraceFile
+
+if TYPE_CHECKING:
+    from eiexport.session import Session, Settings
+
+ALONE = 500  # samples that each layer alone is measured on, at most
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An integer graph and the plan that made it."""
+
+    graph: nir.NIRGraph
+    plan: Plan
+    calibrated_on: int
+
+    def export(self, session: Session, names: Sequence[str], notes: Sequence[str]) -> Report:
+        """Run the float network once, then everything else on the integers; the report, not written yet."""
+        from eiexport.session import Session, _write_input, decisions
+
+        model, settings, progress = session.model, session.settings, session.progress
+        out = settings.out
+        trained = session.reference()
+        graph.write(self.graph, out / "model.nir")
+        with replacing(out / "plan.json") as temporary:
+            temporary.write_text(json.dumps(self.plan.to_json(), indent=2) + "\n")
+        network = graph.check(self.graph, alphabet=self.plan.alphabet)
+        size = max(1, session.size // 3)  # registers are recorded beside the spikes
+        whole = (self.plan.encode(x).astype(np.float32) for x in _pieces(session.x, size))
+        _write_input(whole, network, out / "input.h5", len(session.x), progress)
+        with TraceFile(out / "input.h5") as file:
+            inner = Session(model, network, FlatView(file, network.input), settings, size, progress)
+            result = inner.compare(names, notes)
+            if model.integer_trace is not None:
+                result.rows.insert(0, inner.trained(model.integer_trace, result.reference))
+        result.float_row = trained
+        found = Quantisation(self.plan, self.calibrated_on, losses.of_weights(session.network, self.plan))
+        found.accuracy_float, found.accuracy_int = trained.accuracy, result.reference.accuracy
+        found.budget = settings.budget
+        end = network.sources[network.outputs[0]][0]
+        changed = 0
+        with (
+            TraceFile(out / "traces" / f"{trained.name}.h5") as before,
+            TraceFile(out / "traces" / f"{result.reference.name}.h5") as after,
+        ):
+            for start in range(0, len(session.x), size):
+                a, b = (f.read(slice(start, start + size)) for f in (before, after))
+                found.count(a, b)
+                changed += int((decisions(a.z[end]) != decisions(b.z[end])).sum())
+        found.decisions_changed = changed / len(session.x)
+        _alone(session, self.plan, found, settings.device, progress)
+        result.quantisation = found
+        return result
+
+
+def _pieces(x: FlatView, size: int) -> Iterator[np.ndarray]:
+    return (x[i : i + size] for i in range(0, len(x), size))
+
+
+def lower(
+    model: Model, network: Network, settings: Settings, progress: Callable[[str, int, int], None]
+) -> Lowered | None:
+    """The integer form of a model, or None where a float export was asked for.
+
+    Raises ExportError where bits and a stored plan disagree, the network has no integer meaning, or there is nothing
+    to calibrate on.
+    """
+    if settings.quantize is not None:
+        quantise.check_bits(settings.quantize)
+    if network.integer:
+        if settings.quantize is not None:
+            raise ExportError("the graph is an integer graph already: leave --quantize out")
+        return None
+    plan, used = model.plan, 0
+    if plan is not None and settings.quantize not in (None, plan.bits):
+        raise ExportError(f"the run was trained for {plan.bits} bits: leave --quantize {settings.quantize} out")
+    if plan is None:
+        if settings.quantize is None:
+            return None
+        plan, used = _chosen(model, network, settings, progress)
+    return Lowered(quantise.apply(network, plan), plan, used)
+
+
+def _chosen(
+    model: Model, network: Network, settings: Settings, progress: Callable[[str, int, int], None]
+) -> tuple[Plan, int]:
+    from targets.observe import observe
+
+    if model.calibration is None or settings.calibrate < 1:
+        raise ExportError("quantisation needs samples to choose scales by: give --calibrate N or --calibration FILE")
+    used = 0
+
+    def count(done: int) -> None:
+        nonlocal used
+        used = done
+        progress("calibrating", min(done, settings.calibrate), settings.calibrate)
+
+    samples = observe(network, model.calibration(settings.calibrate), settings.device, count)
+    return calibrate.choose(network, samples, settings.quantize or 8, channels=settings.channels), used
+
+
+def _alone(
+    session: Session, plan: Plan, found: Quantisation, device: str, progress: Callable[[str, int, int], None]
+) -> None:
+    """Each layer rounded alone in the float network: the decisions and the accuracy that it costs by itself."""
+    from eiexport.session import decisions
+    from targets.pytorch import Torch32
+
+    network = session.network
+    end = network.sources[network.outputs[0]][0]
+    count = found.samples_alone = min(len(session.x), ALONE)
+    labels = None if session.model.labels is None else session.model.labels[:count]
+
+    def decided(twin: Network) -> np.ndarray:
+        program = Torch32(device).compile(twin)
+        pieces = (session.x[i : min(i + session.size, count)] for i in range(0, count, session.size))
+        return np.concatenate([decisions(program.run(x).z[end]) for x in pieces])
+
+    before = decided(network)
+    for i, (name, layer) in enumerate(found.layers.items()):
+        after = decided(calibrate.twin(network, plan, (name,)))
+        layer.alone_decisions = float((after != before).mean())
+        layer.alone_accuracy = None if labels is None else float((after == labels).mean())
+        progress("each layer alone", i + 1, len(found.layers))
