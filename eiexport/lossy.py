@@ -43,31 +43,31 @@ class Lowered:
 
         model, settings, progress = session.model, session.settings, session.progress
         out = settings.out
-        trained = session.reference()
+        before = session.float_run()
         graph.write(self.graph, out / "model.nir")
         with replacing(out / "plan.json") as temporary:
             temporary.write_text(json.dumps(self.plan.to_json(), indent=2) + "\n")
         network = graph.check(self.graph, alphabet=self.plan.alphabet)
         size = max(1, session.size // 3)  # registers are recorded beside the spikes
-        whole = (self.plan.encode(x).astype(np.float32) for x in _pieces(session.x, size))
-        _write_input(whole, network, out / "input.h5", len(session.x), progress)
+        encoded = (self.plan.encode(x).astype(np.float32) for x in _pieces(session.x, size))
+        _write_input(encoded, network, out / "input.h5", len(session.x), progress)
         with TraceFile(out / "input.h5") as file:
             inner = Session(model, network, FlatView(file, network.input), settings, size, progress)
             result = inner.compare(names, notes)
             if model.integer_trace is not None:
                 result.rows.insert(0, inner.trained(model.integer_trace, result.reference))
-        result.float_row = trained
+        result.float_row = before
         found = Quantisation(self.plan, self.calibrated_on, losses.of_weights(session.network, self.plan))
-        found.accuracy_float, found.accuracy_int = trained.accuracy, result.reference.accuracy
+        found.accuracy_float, found.accuracy_int = before.accuracy, result.reference.accuracy
         found.budget = settings.budget
         end = network.sources[network.outputs[0]][0]
         changed = 0
         with (
-            TraceFile(out / "traces" / f"{trained.name}.h5") as before,
-            TraceFile(out / "traces" / f"{result.reference.name}.h5") as after,
+            TraceFile(out / "traces" / f"{before.name}.h5") as floats,
+            TraceFile(out / "traces" / f"{result.reference.name}.h5") as whole,
         ):
             for start in range(0, len(session.x), size):
-                a, b = (f.read(slice(start, start + size)) for f in (before, after))
+                a, b = (f.read(slice(start, start + size)) for f in (floats, whole))
                 found.count(a, b)
                 changed += int((decisions(a.z[end]) != decisions(b.z[end])).sum())
         found.decisions_changed = changed / len(session.x)

@@ -148,8 +148,7 @@ class Report:
 
     def title(self, row: Row) -> str:
         """A row's name, with its part in the comparison."""
-        part = {id(self.float_row): " (float)", id(self.reference): " (reference)"}.get(id(row), "")
-        return f"{row.name}{part}"
+        return f"{row.name} (reference)" if row is self.reference and row.name != "reference" else row.name
 
     def to_json(self) -> dict[str, Any]:
         return {

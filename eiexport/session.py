@@ -26,7 +26,7 @@ from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
 
 Progress = Callable[[str, int, int], None]
-TRAINED = "trained"  # the row and trace of the trained network's own run
+TRAINED, FLOAT = "trained", "float"  # rows and traces of the trained network's own run, and of the float network
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         if fresh and out.is_dir():  # refused: leave nothing behind
             out.rmdir()
         raise
-    _clear(out, (*base.REGISTRY, TRAINED))
+    _clear(out, (*base.REGISTRY, TRAINED, FLOAT))
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
     graph.write(_stamped(prepared, network), out / ("model.nir" if quantised is None else "model_float.nir"))
     notes = [*model.notes, *notes]
@@ -171,10 +171,17 @@ class Session:
         trace = None if self.network.integer else self.model.trace
         return self.row("reference", None) if trace is None else self.trained(trace, None)
 
-    def trained(self, trace: Callable[[np.ndarray], dict[str, np.ndarray]], reference: Row | None) -> Row:
+    def float_run(self) -> Row:
+        """The float network's own run, before everything else becomes integers."""
+        trace = self.model.trace
+        return self.row("reference", None, FLOAT) if trace is None else self.trained(trace, None, FLOAT)
+
+    def trained(
+        self, trace: Callable[[np.ndarray], dict[str, np.ndarray]], reference: Row | None, name: str = TRAINED
+    ) -> Row:
         """The training code's own run."""
         against = "the graph" if reference is None else reference.name
-        row = Row(TRAINED, "equal", against, evidence="training code, float64")
+        row = Row(name, "equal", against, evidence="training code, float64")
 
         def run() -> Iterator[Trace]:
             for start in range(0, len(self.x), self.size):
@@ -184,11 +191,11 @@ class Session:
         self._compare(row, run(), reference)
         return row
 
-    def row(self, name: str, reference: Row | None) -> Row:
+    def row(self, name: str, reference: Row | None, shown: str = "") -> Row:
         """One target, compared with the reference; a target that cannot run is a row that says why."""
         from targets import base
 
-        row = Row(name, "failed", reference.name if reference else "itself")
+        row = Row(shown or name, "failed", reference.name if reference else "itself")
         try:
             target = self.settings.target(name)
             row.dtype, row.engine = target.dtype, {"name": name, "version": target.version}

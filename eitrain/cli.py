@@ -29,7 +29,8 @@ console = wide_console()
 
 @app.command(
     epilog="Examples: `eitrain fit` (digits, about a minute) · `eitrain fit backei-mnist --data-dir DIR --epochs 1 "
-    "--set steps=10 --out runs/mnist` · `eitrain fit --out runs/digits --resume --epochs 40`"
+    "--set steps=10 --out runs/mnist` · `eitrain fit --out runs/digits --resume --epochs 40` · "
+    "`eitrain fit --from runs/digits --quantize 4 --out runs/digits-int4`"
 )
 def fit(
     recipe: Annotated[str, typer.Argument(help="Recipe, see `eitrain recipes`.")] = "",
@@ -45,6 +46,9 @@ def fit(
     start_from: Annotated[
         Path | None, typer.Option("--from", help="Start from the best weights of another run.")
     ] = None,
+    quantize: Annotated[
+        int | None, typer.Option(help="Train the integer network itself, weights in 4 to 8 bits.", metavar="BITS")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")
     ] = None,
@@ -55,10 +59,14 @@ def fit(
     from eitrain.runs import Run
 
     with user_errors("eitrain"):
-        path = out or Path("runs") / (recipe or recipes.DEFAULT)
+        path = out or Path("runs") / f"{recipe or recipes.DEFAULT}{'' if quantize is None else f'-int{quantize}'}"
         given = [*(settings or [])]
-        given += [f"{k}={v}" for k, v in (("data", data), ("epochs", epochs), ("seed", seed)) if v not in ("", None)]
-        chosen = Run(path).recipe() if resume and not recipe else recipes.find(recipe or recipes.DEFAULT)
+        named = (("data", data), ("epochs", epochs), ("seed", seed), ("quantize", quantize))
+        given += [f"{k}={v}" for k, v in named if v not in ("", None)]
+        known = path if resume else start_from
+        chosen = Run(known).recipe() if known and not recipe else recipes.find(recipe or recipes.DEFAULT)
+        if quantize is not None and not resume:
+            chosen = recipes.fine_tuning(chosen, from_weights=start_from is not None)
         chosen = recipes.adjust(chosen, given)
         with bar(quiet=int(os.environ.get("RANK", "0")) > 0) as progress:
             fitting = Fitting(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from eiexport.model import Model
 from eitrain import data, fit, runs
 from eitrain.errors import TrainError
+from eitrain.integer import IntegerNet
 from eitrain.runs import Run
 from targets.pytorch import device_of
 
@@ -29,7 +32,8 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
     if samples < 1:
         raise TrainError(f"--samples {samples}: must be at least 1")
     count = min(samples, len(dataset.test))
-    net, meta = fit.load_model(run, checkpoint, dataset)
+    trained, meta = fit.load_model(run, checkpoint, dataset)
+    net = trained.net if isinstance(trained, IntegerNet) else trained
     # test sets may be sorted by class: take samples spread over the whole set
     chosen = (
         np.arange(count)
@@ -53,9 +57,23 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
 
     def calibrating(most: int) -> Iterator[np.ndarray]:
         train, _ = data.split_validation(dataset.train.labels, recipe.validation, recipe.seed)
-        picked = np.random.default_rng([recipe.seed, 1]).permutation(train)[:most]
+        picked = fit.calibration_samples(recipe, train, most)
         return (fit.encode(recipe, dataset.train, picked[i : i + 50]) for i in range(0, len(picked), 50))
 
     labels = dataset.test.labels[chosen]
     notes = () if count == samples else (f"{dataset.name} has {count} test samples, not {samples}: all were taken",)
-    return Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, notes, calibrating)
+    model = Model(f"{recipe.name} ({checkpoint})", graph, count, chunks, labels, trace, notes, calibrating)
+    return replace(model, **_integer(trained.to(where))) if isinstance(trained, IntegerNet) else model
+
+
+def _integer(net: IntegerNet) -> dict[str, Any]:
+    """What an integer run adds: its plan, and the training code's own forward pass."""
+
+    @torch.no_grad()
+    def trace(x: np.ndarray) -> dict[str, np.ndarray]:
+        record: dict[str, Tensor] = {}
+        device = next(net.parameters()).device
+        net.run(torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1))).to(device), None, record)
+        return {n: z.transpose(0, 1).cpu().numpy() for n, z in record.items()}
+
+    return {"plan": net.plan, "integer_trace": trace}

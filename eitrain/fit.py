@@ -15,12 +15,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 
+from eiexport import calibrate, graph
+from eiexport.quantise import Plan
 from eitrain import data, recipes, runs
 from eitrain.data import Dataset, Split
 from eitrain.errors import TrainError
+from eitrain.integer import IntegerNet
 from eitrain.nets import SpikingNet
 from eitrain.recipes import Recipe
 from eitrain.runs import Run
+from targets.observe import observe
 from targets.pytorch import device_of
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -147,7 +151,9 @@ class Fitting:
             self._begin(net, start_from, data_dir)
         self.fabric.barrier()
         self.net: SpikingNet = net
-        self.model, self.optimiser = self.fabric.setup(net, optimiser)
+        # every process reads the plan that the first one wrote
+        module = IntegerNet(net, self.run.plan()) if recipe.quantize else net
+        self.model, self.optimiser = self.fabric.setup(module, optimiser)
 
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
         if start_from is not None:
@@ -165,8 +171,17 @@ class Fitting:
             "source": self.dataset.source,
             "checksum": self.dataset.checksum,
         }
+        if self.recipe.quantize:
+            self.run.write_json("plan.json", self._calibrated(net).to_json())
         config = {"recipe": recipes.to_config(self.recipe), "data": about, **came, **runs.provenance()}
         self.run.write_json("config.json", config)
+
+    def _calibrated(self, net: SpikingNet) -> Plan:
+        """Scales for the integer network, chosen on training samples and kept from then on."""
+        network = graph.check(net.graph())
+        picked = calibration_samples(self.recipe, self.train_indices)
+        chunks = (encode(self.recipe, self.dataset.train, picked[i : i + 50]) for i in range(0, len(picked), 50))
+        return calibrate.choose(network, observe(network, chunks), self.recipe.quantize)
 
     def _take_weights(self, net: SpikingNet, source: Path) -> None:
         path = Run(source).checkpoint("best")
@@ -208,7 +223,7 @@ class Fitting:
             began = time.perf_counter()
             loss = self._train(epoch)
             held, test = (
-                evaluate(self.net, self.recipe, split, indices, classes, self.fabric.device)
+                evaluate(self.model, self.recipe, split, indices, classes, self.fabric.device)
                 for split, indices in (
                     (self.dataset.train, self.held_indices),
                     (self.dataset.test, np.arange(len(self.dataset.test))),
@@ -273,10 +288,15 @@ class Fitting:
         return found
 
 
-def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet, dict[str, Any]]:
-    """The trained network of a run, and its checkpoint's metadata."""
-    path = run.checkpoint(checkpoint)
+def calibration_samples(recipe: Recipe, train: np.ndarray, most: int = 100) -> np.ndarray:
+    """Training samples that scales are chosen by: never test samples, nor those that choose the best epoch."""
+    return np.random.default_rng([recipe.seed, 1]).permutation(train)[:most]
+
+
+def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet | IntegerNet, dict[str, Any]]:
+    """The network as the run trained it, in float or in integers, and its checkpoint's metadata."""
+    path, recipe = run.checkpoint(checkpoint), run.recipe()
     tensors, meta = runs.load(path)
-    model = run.recipe().net(dataset.shape)
-    runs.load_weights(model, tensors, path)
-    return model.eval(), meta
+    net = recipe.net(dataset.shape)
+    runs.load_weights(net, tensors, path)
+    return (IntegerNet(net, run.plan()) if recipe.quantize else net).eval(), meta

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from eiexport.ops import Ints
+from eiexport.quantise import BITS
 from eitrain.errors import TrainError
 from eitrain.nets import SpikingNet, backeisnn
 
@@ -18,7 +19,8 @@ class Recipe:
 
     steps: T. encoder: "direct" (the image at every step) or "rate" (spike where pixel > uniform[0, 1), drawn anew each
     step); event data is its own input. sfbm, beim: the two gates. validation: share of the training data on which
-    `best` is chosen. batches: 0 = whole epochs, else so many training steps an epoch.
+    `best` is chosen. batches: 0 = whole epochs, else so many training steps an epoch. quantize: 0 = float, else the
+    bits of the integer network whose own forward pass is trained.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Recipe:
     lr_every: int = 40
     validation: float = 0.1
     seed: int = 4150
+    quantize: int = 0
 
     @property
     def gates(self) -> str:
@@ -104,6 +107,13 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def fine_tuning(recipe: Recipe, *, from_weights: bool) -> Recipe:
+    """The recipe for training in integers from trained weights: a tenth of the learning rate, at most 4 epochs."""
+    if not from_weights:
+        raise TrainError("--quantize trains on from float weights: give --from RUN")
+    return replace(recipe, lr=recipe.lr / 10, epochs=min(recipe.epochs, 4))
+
+
 def adjust(recipe: Recipe, settings: list[str]) -> Recipe:
     """The recipe with `key=value` settings applied and checked; raises TrainError naming key and valid values."""
     types = {f.name: type(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in ("name", "system")}
@@ -147,6 +157,8 @@ def verify(recipe: Recipe) -> Recipe:
     for key, above, below in (("lr", 0, 10), ("lr_drop", 0, 1.0001), ("init_gain", 0, 1e3), ("validation", 0, 1)):
         if not above < getattr(recipe, key) < below:
             raise TrainError(f"{key} = {getattr(recipe, key)}: must lie between {above} and {below:g}")
+    if recipe.quantize and recipe.quantize not in BITS:
+        raise TrainError(f"--quantize {recipe.quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
     if recipe.seed >= 2**31:
         raise TrainError(f"seed = {recipe.seed}: must be below 2**31")
     if (recipe.augment or recipe.normalise) and recipe.data != "cifar10":
@@ -163,6 +175,7 @@ def verify(recipe: Recipe) -> Recipe:
 def from_config(d: dict[str, Any]) -> Recipe:
     """A recipe from a stored run's config; raises TrainError for unknown or missing fields."""
     known = {f.name for f in fields(Recipe)}
+    d = {"quantize": 0, **d}  # a field that runs of before its time do not have
     if set(d) != known:
         odd = sorted(set(d) ^ known)
         raise TrainError(f"the run's config has other fields than this version ({', '.join(odd)}): train it again")

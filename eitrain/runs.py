@@ -19,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from eiexport.errors import GraphError
 from eiexport.files import replacing
+from eiexport.quantise import Plan, plan_from_json
 from eitrain import recipes
 from eitrain.errors import TrainError
 from eitrain.recipes import Recipe
@@ -67,6 +69,16 @@ class Run:
             return recipes.from_config(stored)
         except TrainError as e:
             raise TrainError(f"{self.path / 'config.json'}: {e}") from None
+
+    def plan(self) -> Plan:
+        """The quantisation plan that the run was trained with; raises TrainError when it is missing or broken."""
+        path = self.path / "plan.json"
+        try:
+            return plan_from_json(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise TrainError(f"{path}: missing, and an integer run cannot be used without; train it again") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, GraphError) as e:
+            raise TrainError(f"{path}: {e}; train it again") from None
 
     def data_dir(self, given: Path | None = None) -> Path | None:
         """Where the run's data is: the folder given now, else the one it was trained from, while that exists."""

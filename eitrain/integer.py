@@ -1,0 +1,235 @@
+"""Quantisation-aware training: the forward pass is the integer network itself, gradients pass straight through.
+
+What is trained is what is deployed: weights and biases are rounded by the very plan that `eiexport` lowers with, and
+the integer graph's own steps run on them. Backward, rounding is the identity (Bengio, Leonard, Courville 2013,
+arXiv 1308.3432), the table has the slope of its entries, and spikes have the recipe's surrogate in the float
+network's units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eiexport import graph as graphs
+from eiexport import quantise
+from eiexport.connections import Conv
+from eiexport.integers import ALIGN, IntFire, IntGatedFire
+from eiexport.neurons import GatedFire
+from eiexport.ops import Window
+from eiexport.quantise import GatePlan, Layer, LayerPlan, Plan
+from eiexport.steps import Step
+from eitrain.cells import SURROGATES
+from eitrain.nets import SpikingNet
+from targets.loop import Executor
+from targets.pytorch import Surrogate, TorchOps
+
+EXACT32 = 2.0**24  # float32 holds every whole number up to here
+
+
+class _Through(torch.autograd.Function):
+    """hard(x) forward, the gradient times `slope` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, hard: Callable[[Tensor], Tensor], slope: float) -> Tensor:
+        ctx.slope = slope
+        return hard(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.slope, None, None
+
+
+class _Table(torch.autograd.Function):
+    """values[index] forward; backward the central difference of the entries."""
+
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, values: Tensor) -> Tensor:
+        where = index.long()
+        ctx.save_for_backward(where, torch.gradient(values)[0])
+        return values[where]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        where, slope = ctx.saved_tensors
+        return grad * slope[where], None
+
+
+class StraightThroughOps(TorchOps):
+    """Whole numbers in float64 with gradients. unit, sign_unit: float value of one unit of v and of balance sums."""
+
+    name = "straight-through"
+
+    def __init__(self, device: torch.device | str, surrogate: Surrogate | None) -> None:
+        super().__init__(torch.float64, device, surrogate)
+        self.unit = self.sign_unit = 1.0
+
+    def fire(self, v: Tensor, threshold: Any, compare: str) -> Tensor:
+        if self.surrogate is None:
+            return super().fire(v, threshold, compare)
+        return _with(self, self.unit).fire(v, threshold, compare)
+
+    def sign(self, x: Tensor) -> Tensor:
+        return super().sign(x) if self.surrogate is None else _with(self, self.sign_unit).sign(x)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None and _small(x, weight):
+            return super().linear(x.float(), weight.float(), None).double()
+        return super().linear(x, weight, bias)
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+        if bias is None and _small(x, weight):
+            return super().conv(x.float(), weight.float(), None, window).double()
+        return super().conv(x, weight, bias, window)
+
+    def shift_floor(self, x: Tensor, bits: int) -> Tensor:
+        return _Through.apply(x, lambda a: TorchOps.shift_floor(self, a, bits), 2.0**-bits)
+
+    def shift_zero(self, x: Tensor, bits: int) -> Tensor:
+        return _Through.apply(x, lambda a: TorchOps.shift_zero(self, a, bits), 2.0**-bits)
+
+    def wrap(self, x: Tensor, bits: int) -> Tensor:
+        return _Through.apply(x, lambda a: TorchOps.wrap(self, a, bits), 1.0)
+
+    def modulo(self, x: Tensor, bits: int) -> Tensor:
+        return _Through.apply(x, lambda a: TorchOps.modulo(self, a, bits), 1.0)
+
+    def table(self, index: Tensor, values: Tensor) -> Tensor:
+        return _Table.apply(index, values)
+
+
+def _with(ops: StraightThroughOps, unit: float) -> TorchOps:
+    """Decisions whose surrogate sees the float network's numbers: d/dx f(x * unit) = f'(x * unit) * unit."""
+    surrogate = ops.surrogate
+    assert surrogate is not None
+    return TorchOps(ops.dtype, ops.device, lambda x: surrogate(x * unit) * unit)
+
+
+def _small(x: Tensor, weight: Tensor) -> bool:
+    """True where float32 holds every partial sum of these very numbers, in any order."""
+    most = weight.detach().abs().flatten(1).sum(1).max() * x.detach().abs().max()
+    return bool(most < EXACT32)
+
+
+def _round(x: Tensor) -> Tensor:
+    return _Through.apply(x, torch.round, 1.0)
+
+
+class _Training(Executor):
+    """The one executor; each neuron's surrogate works in its own units."""
+
+    units: dict[str, tuple[float, float]]
+
+    def _node(self, name: str, values: dict[str, Any], states: Any) -> Any:
+        if name in self.units:
+            self.ops.unit, self.ops.sign_unit = self.units[name]  # type: ignore[attr-defined]
+        return super()._node(name, values, states)
+
+
+class IntegerNet(nn.Module):
+    """A spiking network that computes in the integers of a plan; parameters are `net`'s own, in float.
+
+    forward: as `SpikingNet`; a float input is encoded first. `record` takes spikes, `states` the registers u and v.
+    """
+
+    def __init__(self, net: SpikingNet, plan: Plan) -> None:
+        super().__init__()
+        self.net, self.plan = net, plan
+        network = graphs.check(net.graph())
+        self._found = quantise.layers(network, plan.input_scale)
+        self.network = graphs.check(quantise.apply(network, plan), alphabet=plan.alphabet)
+
+    def forward(self, x: Tensor, steps: int | None = None, record: dict[str, Tensor] | None = None) -> Tensor:
+        return self.run(self.plan.encode(x.double()), steps, record)
+
+    def run(
+        self,
+        x: Tensor,
+        steps: int | None = None,
+        record: dict[str, Tensor] | None = None,
+        states: dict[str, dict[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """The same for whole-number input, (T, B, C, H, W), or (1, B, ...) for a static one."""
+        steps = steps or len(x)
+        surrogate = SURROGATES[next(iter(self.net.cells.values())).p.surrogate] if torch.is_grad_enabled() else None
+        executor = _Training(self.network, StraightThroughOps(x.device, surrogate))  # type: ignore[arg-type]
+        executor.units = {n: self._units(self.plan.layers[n]) for n in self._found}
+        executor.steps = self._live(executor.steps)
+        x = x.double()
+        z = executor.run(x if len(x) == steps else x.expand(steps, *x.shape[1:]), states)
+        if record is not None:
+            record.update(z)
+        return z[self.network.sources[self.network.outputs[0]][0]].mean(0)
+
+    def _units(self, plan: LayerPlan) -> tuple[float, float]:
+        sums = 1.0
+        if plan.balance is not None:
+            sums = 2.0**-plan.balance.exponent * quantise.message_unit(plan)
+        return plan.alpha / (1 << ALIGN), sums
+
+    def _live(self, steps: dict[str, Step]) -> dict[str, Step]:
+        """The integer steps with numbers rounded from the present parameters."""
+        live = dict(steps)
+        for name, layer in self._found.items():
+            plan = self.plan.layers[name]
+            carried = isinstance(self.network.steps[name], IntFire)
+            register = None
+            for c in layer.weights:
+                module: Any = self.net.get_submodule(c)
+                weight, bias = module.weight.double(), module.bias
+                factor = weight.new_tensor(layer.factors[c])
+                effective = weight * factor.view(-1, *[1] * (weight.ndim - 1)) * 2.0**plan.exponent
+                changed: dict[str, Any] = {"weight": _through(plan.connections[c].units, effective)}
+                if bias is not None:
+                    units = bias.double() * factor / layer.units[c] * 2.0**plan.exponent
+                    if carried:
+                        register = units if register is None else register + units
+                    else:
+                        changed["bias"] = _wide(_round(units), steps[c])
+                live[c] = replace(steps[c], **changed)
+            if register is not None:
+                live[name] = replace(steps[name], bias=self._carried(name, register))  # type: ignore[call-arg]
+            if isinstance(layer.step, GatedFire):
+                live[name] = self._gates(name, layer, plan, steps[name])
+        return live
+
+    def _carried(self, name: str, units: Tensor) -> Tensor:
+        """A bias in the neuron's register: mantissa << exponent, as the graph's node has it."""
+        exponent = int(np.max(self.network.graph.nodes[name].bias_exp))
+        mant = _round(units * 2.0 ** (ALIGN - exponent))
+        return (mant * 2.0**exponent).view(-1, *[1] * (len(self.network.shapes[name]) - 1))
+
+    def _gates(self, name: str, layer: Layer, plan: LayerPlan, step: Any) -> IntGatedFire:
+        cell = self.net.cells[name].p
+        gates: dict[str, Any] = {}
+        for kind, module, chosen in (
+            ("feedback", cell.feedback, plan.feedback),
+            ("balance", cell.balance, plan.balance),
+        ):
+            if module is None or chosen is None:
+                continue
+            unit = 1.0 if kind == "feedback" else quantise.message_unit(plan)
+            gates[kind] = _gate(getattr(step, kind), module, chosen, unit)
+        return replace(step, **gates)
+
+
+def _gate(step: Any, module: Any, plan: GatePlan, unit: float) -> Any:
+    weight = _through(plan.weight.units, module.weight.double() * 2.0**plan.exponent)
+    if module.bias is None:
+        return replace(step, weight=weight)
+    return replace(step, weight=weight, bias=_wide(_round(module.bias.double() * 2.0**plan.exponent / unit), step))
+
+
+def _through(rounded: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Rounded and clipped forward, the identity backward."""
+    return _Through.apply(x, rounded, 1.0)
+
+
+def _wide(bias: Tensor, step: Step) -> Tensor:
+    """One number an output channel, with axes of length 1 for a map."""
+    return bias.view(-1, *[1] * len(step.window.stride)) if isinstance(step, Conv) else bias
