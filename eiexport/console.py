@@ -17,7 +17,7 @@ from eiexport.errors import ExportError
 def wide_console() -> Console:
     """Prints to stdout; into a file or a pipe, tables are not squeezed into 80 columns."""
     console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=140)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=240)
 
 
 @contextmanager

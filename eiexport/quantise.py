@@ -184,6 +184,7 @@ class Layer:
     biases: dict[str, np.ndarray | None]
     factors: dict[str, np.ndarray]  # effective weight = factor (one an output channel) * float weight
     units: dict[str, float]
+    carried: dict[str, bool]  # the connection's bias is the neuron's own register
 
     @property
     def fire(self) -> LeakyFire | SynapseFire | Threshold:
@@ -202,7 +203,7 @@ def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer]:
         step = network.steps[name]
         if isinstance(step, LeakyFire | SynapseFire | GatedFire | Threshold):
             _verify(network, name, step)
-            found[name] = Layer(name, step, {}, {}, {}, {})
+            found[name] = Layer(name, step, {}, {}, {}, {}, {})
         elif step.neuron:
             raise GraphError(
                 f"node {name!r} ({_kind(network, name)}) sends its membrane, which has no integer kind; "
@@ -211,11 +212,14 @@ def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer]:
     for name, step in network.steps.items():
         if isinstance(step, Dense | Conv):
             neuron, factor = _owner(network, sinks, name)
+            direct = sinks[name] == [neuron]
             gain = _gain(network, neuron, step) * factor * units[name]
             wide = gain.reshape(-1, *[1] * (step.weight.ndim - 1))
             layer = found[neuron]
             layer.weights[name], layer.factors[name], layer.units[name] = step.weight * wide, gain, units[name]
             layer.biases[name] = None if step.bias is None else step.bias * (gain / units[name])
+            # behind a pool or a delay, or within a gate or a synaptic memory, a bias is not the neuron's own
+            layer.carried[name] = direct and isinstance(layer.step, LeakyFire | Threshold)
     for name, layer in found.items():
         if not layer.weights:
             raise GraphError(
@@ -306,11 +310,10 @@ def apply(network: Network, plan: Plan) -> nir.NIRGraph:
         chosen = plan.layers[name]
         if chosen.connections.keys() != layer.weights.keys():
             raise GraphError(f"the quantisation plan was made for another network: connections of {name!r} differ")
-        carried = _bias_home(layer)
         for c, weight in layer.weights.items():
-            bias = None if carried else layer.biases[c]
+            bias = None if layer.carried[c] else layer.biases[c]
             made[c] = _connection(network.steps[c], weight, bias, chosen.connections[c], chosen.exponent)
-        made[name] = _neuron(network, layer, chosen, carried)
+        made[name] = _neuron(network, layer, chosen)
     for name, step in network.steps.items():
         if isinstance(step, Pool) and step.factor is not None:
             made[name] = nir.SumPool2d(*(np.array(v) for v in (step.kernel, step.window.stride, step.window.padding)))
@@ -352,11 +355,6 @@ def message_bits(a: Alphabet) -> int:
     return bits
 
 
-def _bias_home(layer: Layer) -> bool:
-    """True where the connections' bias may live in the neuron: no gate and no synaptic memory stands between."""
-    return isinstance(layer.step, LeakyFire | Threshold)
-
-
 def _whole(a: Any, dtype: Any = np.int32) -> np.ndarray:
     return np.rint(a).astype(dtype)
 
@@ -384,7 +382,7 @@ def _connection(step: Step, weight: np.ndarray, bias: np.ndarray | None, plan: W
     return IntConv(**fields, groups=w.groups)
 
 
-def _neuron(network: Network, layer: Layer, plan: LayerPlan, carried: bool) -> Any:
+def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:
     fire, name = layer.fire, layer.neuron
     shape = network.shapes[name]
     scale = 2.0**plan.exponent
@@ -393,8 +391,8 @@ def _neuron(network: Network, layer: Layer, plan: LayerPlan, carried: bool) -> A
         raise GraphError(f"node {name!r}: threshold {np.abs(threshold).max():g} is more than {VTH_MAX} (17 bits)")
     own = getattr(fire, "bias", None)
     bias = np.zeros(shape) if own is None else np.broadcast_to(own, shape)
-    if carried:
-        for b in (b for b in layer.biases.values() if b is not None):
+    for c, b in layer.biases.items():
+        if b is not None and layer.carried[c]:
             bias = bias + b.reshape(-1, *[1] * (len(shape) - 1))
     mant, exp = _mantissa(bias * scale)
     lower = getattr(fire, "lower", None)

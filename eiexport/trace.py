@@ -290,7 +290,7 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
         if not math.isclose(a.dt, b.dt, rel_tol=1e-6):
             remarks.append(f"dt is {a.dt:g} in {a.path.name} and {b.dt:g} in {b.path.name}")
         for (sample, x), (_, y) in zip(a.chunks(size), b.chunks(size), strict=True):
-            x, y = (Trace(_overlap(t.z, own, other, shared)) for t, own, other in ((x, a, b), (y, b, a)))
+            x, y = (_overlapping(t, own, other, shared) for t, own, other in ((x, a, b), (y, b, a)))
             compare_entries(results, x, y, sample)
             if sample == 0:
                 for n in shared:
@@ -299,6 +299,12 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
                         remarks.append(f"node {n!r}: only {steps} of {whole} steps are in both files")
                 remarks += [text for n in shared if (text := _lag(n, x.z[n], y.z[n]))]
     return results, remarks
+
+
+def _overlapping(trace: Trace, own: TraceFile, other: TraceFile, names: list[str]) -> Trace:
+    """The steps that both files hold, of outputs and of the registers that were recorded."""
+    states = {k: _overlap(rows, own, other, [n for n in names if n in rows]) for k, rows in trace.states.items()}
+    return Trace(_overlap(trace.z, own, other, names), states=states)
 
 
 def _overlap(z: dict[str, np.ndarray], own: TraceFile, other: TraceFile, names: list[str]) -> dict[str, np.ndarray]:

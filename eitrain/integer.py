@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from eiexport import graph as graphs
 from eiexport import quantise
 from eiexport.connections import Conv
-from eiexport.integers import ALIGN, IntFire, IntGatedFire
+from eiexport.integers import ALIGN, IntGatedFire
 from eiexport.neurons import GatedFire
 from eiexport.ops import Window
 from eiexport.quantise import GatePlan, Layer, LayerPlan, Plan
@@ -177,7 +177,6 @@ class IntegerNet(nn.Module):
         live = dict(steps)
         for name, layer in self._found.items():
             plan = self.plan.layers[name]
-            carried = isinstance(self.network.steps[name], IntFire)
             register = None
             for c in layer.weights:
                 module: Any = self.net.get_submodule(c)
@@ -187,7 +186,7 @@ class IntegerNet(nn.Module):
                 changed: dict[str, Any] = {"weight": _through(plan.connections[c].units, effective)}
                 if bias is not None:
                     units = bias.double() * factor / layer.units[c] * 2.0**plan.exponent
-                    if carried:
+                    if layer.carried[c]:
                         register = units if register is None else register + units
                     else:
                         changed["bias"] = _wide(_round(units), steps[c])

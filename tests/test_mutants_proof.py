@@ -51,7 +51,7 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "sum averaged": (TORCH, "divisor_override=1", "divisor_override=None"),
         "padding of a pool ignored": (TORCH, "kernel, window.stride, window.padding,", "kernel, window.stride, 0,"),
         "-1 lost when stored": (TRACE, "return z.astype(np.int8)", "return np.abs(z).astype(np.int8)"),
-        "time and samples exchanged": (TORCH, "(np.swapaxes(x, 0, 1))", "(x)", "a.transpose(0, 1)", "a"),
+        "time and samples exchanged": (TORCH, "(np.swapaxes(x, 0, 1))", "(x)", "{n: a.cpu()", "{n: a.transpose(0, 1).cpu()"),
         "float32 as float64": (TORCH, "TorchOps(getattr(torch, self.dtype)", "TorchOps(torch.float32"),
     },
     "fused_scan": {
