@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from eiexport.errors import ExportError
 from eiexport.graph import Network
+from eiexport.integers import EXTENSIONS
 from eiexport.nodes import PREPARE
 from eiexport.ops import Array, Ints, Window
 from eiexport.trace import Trace
@@ -145,6 +146,11 @@ class Torch(Target):
         return f"torch {torch.__version__} {self.device.type} {self.dtype}"
 
     def compile(self, network: Network) -> Program:
+        if network.integer:
+            from targets.loihi.executor import IntegerOps, tested
+
+            tested(self.device)  # whole numbers must come out whole, whatever algorithm the device's libraries choose
+            return _Program(network, IntegerOps(self.device))
         return _Program(network, TorchOps(getattr(torch, self.dtype), self.device))
 
 
@@ -153,7 +159,7 @@ class Torch32(Torch):
 
     name = "torch32"
     dtype = "float32"
-    claims = {kind: Claim("approximate", "ties explained") for kind in PREPARE}
+    claims = {kind: Claim("approximate", "ties explained") for kind in PREPARE if kind not in EXTENSIONS}
 
 
 class _Program(Program):

@@ -37,7 +37,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "no reset": (NEURONS, 'if self.reset_mode == "none":', "if True:"),
     "always hard reset": (NEURONS, 'if self.reset_mode == "subtract":', "if False:"),
     "reset by the signed spike": (NEURONS, "ops.mul(v, ops.sub(1.0, s))", "ops.mul(v, ops.sub(1.0, z))"),
-    "gated reset by the signed spike": (NEURONS, "membrane[:1], s, s), z", "membrane[:1], z, z), z"),
+    "gated reset by the signed spike": (NEURONS, "membrane[:-1], s, s), z", "membrane[:-1], z, z), z"),
     "v_reset ignored": (NEURONS, "kept if self.v_reset is None else", "kept if True else"),
     "lower reset not subtracted": (NEURONS, "ops.sub(ops.sub(v, up), low)", "ops.sub(v, up)"),
     "current reset too": (
@@ -49,14 +49,15 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "feedback gate ignored": (NEURONS, "driven if fed is None else", "driven if True else"),
     "feedback of this step": (
         NEURONS,
-        "self.feedback.drive(ops, state[1])",
+        "self.feedback.drive(ops, state[-1])",
         "self.feedback.drive(ops, self.inner.decide(ops, self.inner.charge(ops, driven, state[:1]))[0])",
     ),
     "feedback one step late": (
         NEURONS,
-        "return *self.inner.reset(ops, membrane[:1], s, s), z",
+        "return *self.inner.reset(ops, membrane if self.balance is None else membrane[:-1], s, s), z",
         "late = globals().get('LATE', z * 0)\n        globals()['LATE'] = z\n"
-        "        return *self.inner.reset(ops, membrane[:1], s, s), late if late.shape == z.shape else z * 0",
+        "        kept = membrane if self.balance is None else membrane[:-1]\n"
+        "        return *self.inner.reset(ops, kept, s, s), late if late.shape == z.shape else z * 0",
     ),
     "balance gate ignored": (NEURONS, "return ops.mul(e, s), s", "return s, s"),
     "sign of the balance lost": (NEURONS, "return ops.mul(e, s), s", "return ops.mul(ops.mul(e, e), s), s"),
@@ -91,15 +92,15 @@ MUTANTS: dict[str, tuple[str, ...]] = {
         LOOP,
         "state = step.init",
         f"state = {CARRY}",
-        "        rows.append(z)\n    return stack(rows)",
-        "        rows.append(z)\n    object.__setattr__(step, 'left', state)\n    return stack(rows)",
+        "    return stack(rows)\n",
+        "    object.__setattr__(step, 'left', state)\n    return stack(rows)\n",
     ),
     "state carried over in cycles": (
         LOOP,
         "states = {n: s.init(",
         "states = getattr(self, 'left', None) or {n: s.init(",
-        "        for name, rows in outputs.items():",
-        "        self.left = states\n        for name, rows in outputs.items():",
+        "        for name, sent in outputs.items():",
+        "        self.left = states\n        for name, sent in outputs.items():",
     ),
     "second source dropped": (LOOP, "for other in rest:", "for other in rest[:0]:"),
     # connections
