@@ -49,6 +49,7 @@ class Row:
     accuracy: float | None = None
     seconds: float = 0.0
     message: str = ""
+    costs: dict[str, Any] = field(default_factory=dict)  # "resources", "estimates": of the target's hardware
 
     @property
     def ok(self) -> bool:
@@ -125,8 +126,6 @@ class Report:
     notes: list[str] = field(default_factory=list)
     float_row: Row | None = None  # the float network's own run, where the rest is integers
     quantisation: Quantisation | None = None
-    resources: dict[str, Any] | None = None
-    estimates: dict[str, Any] | None = None
 
     @property
     def output_silent(self) -> bool:
@@ -145,6 +144,11 @@ class Report:
     def shown(self) -> list[Row]:
         """All rows, the float network's own run and the reference first."""
         return [*(() if self.float_row is None else (self.float_row,)), self.reference, *self.rows]
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """ "resources" and "estimates", of the target that has hardware."""
+        return next((r.costs for r in self.rows if r.costs), {})
 
     def title(self, row: Row) -> str:
         """A row's name, with its part in the comparison."""
@@ -168,8 +172,7 @@ class Report:
                 "accuracy": self.reference.accuracy,
             },
             **({} if self.quantisation is None else {"quantisation": self.quantisation.to_json()}),
-            **({} if self.resources is None else {"resources": self.resources}),
-            **({} if self.estimates is None else {"estimates": self.estimates}),
+            **self.costs,
             "targets": {r.name: r.to_json(self.network) for r in self.rows},
         }
 
@@ -189,7 +192,7 @@ def write(report: Report, out: Path) -> None:
             pictures[row.name] = base64.b64encode(picture).decode()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("eiexport").joinpath("report.html.j2").read_text())
-    helpers = {"words": words, "loss_cells": loss_cells, "loss_words": loss_words}
+    helpers = {"words": words, "loss_cells": loss_cells, "loss_words": loss_words, "cost_words": cost_words}
     about = {"report": report, "network": report.network, "pictures": pictures, "show": show(report.network)}
     page = template.render(**about, **helpers)
     with replacing(out / "report.html") as temporary:
@@ -318,6 +321,31 @@ def table(report: Report, console: Console) -> None:
         console.print(note, markup=False)
     if report.quantisation is not None:
         _losses(report.quantisation, console)
+    if report.costs:
+        console.print(cost_words(report.costs), markup=False)
+
+
+def cost_words(costs: dict[str, Any]) -> str:
+    """Cores, chips, what binds, and the work of a step, in words."""
+    needs, work = costs["resources"], costs["estimates"]
+    binds, done, runtime = needs["binds"], work["operations"], work["runtime"]
+    cores, chips = (_range_words(needs[k], k[:-1]) for k in ("cores", "chips"))
+    text = f"{needs['chip']}: {cores} on {chips}; {binds['limit']} binds, {100 * binds['share']:.0f} % of a core"
+    text += " (an assumed limit)" if binds["assumed"] else ""
+    text += (
+        f"; a step: {done['synaptic_events']:,.0f} of {done['synaptic_events_dense']:,.0f} synaptic operations"
+    )
+    text += f", {done['neuron_updates']:,.0f} neuron updates"
+    if needs["custom_neurons"]:
+        text += f"; {', '.join(needs['custom_neurons'])}: assumed microcode"
+    if runtime["seconds_per_step"] is None:
+        return text + "; no runtime bound, its constants are not available"
+    return text + f"; at least {1e6 * runtime['seconds_per_step']:.2f} us, {runtime['binds']} binds"
+
+
+def _range_words(pair: list[int], what: str) -> str:
+    lo, hi = pair
+    return f"{hi:,} {what}{'s' if hi > 1 else ''}" if lo == hi else f"{lo:,} to {hi:,} {what}s"
 
 
 def _losses(found: Quantisation, console: Console) -> None:

@@ -216,6 +216,8 @@ class Session:
             self._compare(row, stream, reference)
             row.latency = program.latency
             target.emit(self.network, self.settings.out)
+            if row.ok:
+                row.costs = self._costs(target, name)
         except base.Unsupported as e:
             row.status, row.message = "unsupported", str(e)
         except (base.TargetError, TraceError) as e:  # the latter: what came back is no trace of this network
@@ -223,6 +225,12 @@ class Session:
         if not row.results:
             row.evidence = ""  # nothing came of it, so it rests on nothing
         return row
+
+    def _costs(self, target: Any, name: str) -> dict[str, Any]:
+        """Counted on the first chunk of samples: enough for averages."""
+        with TraceFile(self.settings.out / "traces" / f"{name}.h5") as file:
+            part = slice(0, min(self.size, len(self.x)))
+            return target.costs(self.network, np.asarray(self.x[part]), file.read(part))
 
     def _compare(self, row: Row, chunks: Iterator[Trace], reference: Row | None) -> None:
         began, checking, start = time.perf_counter(), 0.0, 0

@@ -20,6 +20,7 @@ REGISTRY = {
     "torch": "targets.pytorch:Torch",
     "torch32": "targets.pytorch:Torch32",
     "lava": "targets.lava:Lava",
+    "lava-dl": "targets.lavadl:LavaDL",
     "loihi": "targets.loihi:Loihi",
 }
 
@@ -107,6 +108,10 @@ class Target(ABC):
 
     def emit(self, network: Network, out: Path) -> None:
         """Write what this target makes of a graph, beside the traces: a program, a network file."""
+
+    def costs(self, network: Network, x: np.ndarray, trace: Trace) -> dict[str, Any]:
+        """What a graph needs of this target's hardware, from counted events: a report's "resources" and "estimates"."""
+        return {}
 
     def process(self, network: Network, name: str) -> str:
         """ "stock" where the engine's own process computes this node, else "custom"."""
