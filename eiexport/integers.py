@@ -24,6 +24,8 @@ REGISTER = 24  # bits of u and v, sign included
 ALIGN = 6  # input and threshold are shifted left by this much against the registers
 UNITY = 12  # bits of a decay: 4096 keeps everything
 TOP = (1 << (REGISTER - 1)) - 1  # v saturates at +-TOP
+EXACT = 1 << 53  # float64 holds every whole number up to here
+MOST = 1 << 25  # an input beyond it would leave the 32 bits in which engines hold a register before it wraps
 SIGN_MODES = ("mixed", "excitatory", "inhibitory")
 INT_RESETS = ("zero", "subtract", "none")
 
@@ -109,6 +111,9 @@ class IntLinear(Step):
         top = 1 << self.message_bits
         if (a.lo < 0 and (a.lo < -top / 2 or a.hi > top / 2 - 1)) or a.hi > top - 1 + (self.message_bits == 0):
             raise ValueError(f"gets {a}, which message_bits = {self.message_bits} cannot hold")
+        reach = max(-a.lo, a.hi) * float(np.abs(self.weight).reshape(len(self.weight), -1).sum(1).max())
+        if reach >= EXACT:
+            raise ValueError(f"sums up to {reach:g}, beyond 2^53: use fewer message bits or a smaller weight_exp")
         return replace(self, wraps=self.wraps and _overflows(self.sums(a)))
 
 
@@ -146,8 +151,8 @@ class IntFire(Fire):
         s = v > vth << 6 (compare "gt") or v >= vth << 6 ("ge"); v = 0 where s
 
     zero() rounds toward zero. keep_u None (0): no synaptic state; 4096: keeps all. `lower`: z = -1 where
-    v < lower << 6 (Lava's TernaryLIF), both resets to 0. reset "subtract" takes vth << 6 off; "none" keeps v.
-    threshold and lower are held shifted.
+    v < lower << 6 (Lava's TernaryLIF), <= with "ge"; both resets to 0. reset "subtract" takes vth << 6 off, "none"
+    keeps v. threshold and lower are held shifted.
     """
 
     observed: ClassVar[tuple[str, ...]] = ("v", "u")
@@ -160,6 +165,11 @@ class IntFire(Fire):
         if self.shape not in ((), shape):
             raise ValueError(f"neuron parameters have shape {self.shape}")
         return shape
+
+    def under(self, a: Alphabet) -> IntFire:
+        if a.kind != "real" and max(-a.lo, a.hi) >= MOST:
+            raise ValueError(f"gets {a}, and 64 times that is more than 32 bits hold: use a smaller weight_exp")
+        return self
 
     def init(self, ops: Ops, shape: Ints) -> State:
         return ops.zeros(shape), ops.zeros(shape)
@@ -377,6 +387,8 @@ def _lif(node: Any, clock: Clock) -> IntFire:
     if node.lower is not None and (p["lower"] >= p["vth"]).any():
         raise GraphError("lower must lie below vth")
     reset = _choice(node, "reset", INT_RESETS)
+    if reset == "subtract" and p["vth"].min() < 0:
+        raise GraphError(f'reset "subtract" with vth = {p["vth"].min():g} would raise v without end; use vth >= 0')
     if reset == "subtract" and node.lower is not None:
         raise GraphError('reset "subtract" has one threshold; with lower use "zero"')
     bias = uniform(np.floor(np.ldexp(p["bias_mant"], p["bias_exp"].astype(np.int64))))
@@ -401,7 +413,7 @@ def _linear(node: Any) -> dict[str, Any]:
     rows = (-1, *[1] * (weight.ndim - 1))
     if exponent.size not in (1, len(weight)):
         raise GraphError(f"weight_exp has shape {exponent.shape}, weight has {len(weight)} outputs")
-    exponent = exponent.reshape(rows)
+    exponent = uniform(exponent).reshape(rows)
     if isinstance(node, IntDense):
         weight = synapse_words(weight, bits, mode)
     # (sum w x) << e is the sum of (w << e) x, and so is a shift down that costs no bit
@@ -466,11 +478,13 @@ def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
             gates[name] = step.under(arriving[name])
         except (GraphError, ValueError) as e:
             raise GraphError(f"{name} {e}") from None
-        total = step.sums(arriving[name])
+        before, total = replace(step, shift=0).sums(arriving[name]), step.sums(arriving[name])
+        bias = 0.0 if step.bias is None else float(np.abs(step.bias).max())
+        reach = max(-before.lo, before.hi, -total.lo + bias, total.hi + bias)
         most = (1 << (_number(node, "accumulator_bits", 2, 48) - 1)) - 1
-        if max(-total.lo, total.hi) > most:
+        if reach > most:
             raise GraphError(
-                f"{name} sums up to {total}, more than accumulator_bits = {node.accumulator_bits} hold; "
+                f"{name} sums up to {reach:g}, more than accumulator_bits = {node.accumulator_bits} hold; "
                 f"use fewer {'balance_bits' if name == 'balance' else 'weight bits'}"
             )
     values = np.zeros(256) if node.table is None else whole_numbers(node, "table", 0, 255)

@@ -217,7 +217,7 @@ class Session:
             row.latency = program.latency
             target.emit(self.network, self.settings.out)
             if row.ok:
-                row.costs = self._costs(target, name)
+                row.costs = self._costs(target, row.name)
         except base.Unsupported as e:
             row.status, row.message = "unsupported", str(e)
         except (base.TargetError, TraceError) as e:  # the latter: what came back is no trace of this network

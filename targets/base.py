@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from eiexport.errors import ExportError
-from eiexport.graph import Network
+from eiexport.graph import Network, check
+from eiexport.model import alphabet_of
 from eiexport.trace import Trace, chunk_size, compact
 
 REGISTRY = {
@@ -22,6 +23,7 @@ REGISTRY = {
     "lava": "targets.lava:Lava",
     "lava-dl": "targets.lavadl:LavaDL",
     "loihi": "targets.loihi:Loihi",
+    "loihi-file": "targets.loihi.file:LoihiFile",
 }
 
 
@@ -146,6 +148,13 @@ def check_input(network: Network, x: np.ndarray) -> None:
             f"an integer network takes whole numbers, the input holds {x[x != np.rint(x)].flat[0]:g}; "
             "scale and round it, or export the float network with --quantize"
         )
+    declared = network.alphabets[network.input]
+    if declared.kind != "real":
+        odd = x[(x < declared.lo) | (x > declared.hi) | (x != np.rint(x))]
+        if odd.size:
+            raise TargetError(f"the input was declared {declared}, but holds {odd.flat[0]:g}; declare what it holds")
+    if network.integer and declared.kind == "real":  # what the messages may hold was not proven yet
+        check(network.graph, network.clock.dt, network.clock.integrator, alphabet_of(x))
 
 
 def recorded(
@@ -153,6 +162,8 @@ def recorded(
 ) -> Trace:
     """A trace from an executor's arrays (time, sample, *neuron), in the dtypes that traces hold."""
     kept = {n: compact(np.swapaxes(a, 0, 1), network.alphabets[n]) for n, a in z.items()}
+    if network.integer:
+        kept = {n: a if a.dtype == np.int8 else a.astype(np.int64) for n, a in kept.items()}
     held = np.int32 if network.integer else np.float64
     probed = {k: {n: np.swapaxes(a, 0, 1).astype(held) for n, a in rows.items()} for k, rows in (states or {}).items()}
     return Trace(kept, network.clock.dt, latency, probed)

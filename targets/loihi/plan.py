@@ -1,0 +1,365 @@
+"""What a network becomes on the chip, before any core is chosen: populations, synapse groups, paths, latencies.
+
+A population is what cores hold: the injected input, neurons, and readouts (sums that the host reads). Between two
+populations stands one hop: pools and delays are part of the way a message takes (`Path`), and one connection's words
+lie at the receiving core (`Group`). Messages are what the source sends; a pool adds nothing but addresses, so its sum
+is formed where the connection's own sum is, before the shift, which is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eiexport.alphabet import Alphabet
+from eiexport.connections import Flatten, Pool
+from eiexport.errors import GraphError
+from eiexport.graph import Network
+from eiexport.integers import IntFire, IntGatedFire, IntLinear, grid_limits, grid_step
+from eiexport.neurons import Delay
+from eiexport.ops import Ints
+from eiexport.passes import latencies
+from eiexport.quantise import message_bits
+from targets.loihi import limits
+from targets.loihi.kernel import Kernel, Table, identity_kernel, kernel_of, table_of
+from targets.loihi.limits import Chip
+
+ROLES = ("input", "feedback", "balance")
+LIF_FIELDS = ("vth", "du", "dv", "bias_mant", "bias_exp", "lower")
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons that share a node. kind: "input" | "neuron" | "gated" | "readout"; latency in engine steps."""
+
+    name: str
+    kind: str
+    shape: Ints
+    latency: int
+    message_bits: int  # payload of what it sends; 0: a spike
+    custom: str = ""  # why it needs a programmed neuron
+
+    @property
+    def neurons(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One accumulator of each neuron of a population: the words of a connection, shifted after their sum.
+
+    pooled: unit of the connection -> neuron, where a pool stands behind the connection; else unit = neuron.
+    constant: what is added after the shift, one number a neuron, or one for all.
+    """
+
+    sink: str
+    role: str  # one of ROLES
+    name: str  # of the connection; "" where messages are summed without one
+    kernel: Kernel
+    constant: np.ndarray
+    pooled: Table | None = None
+    after: Ints = ()  # kernel, stride, padding of that pool
+
+    def constant_words(self, neurons: np.ndarray) -> int:
+        """Synapse words of the axon that brings the constants: one for each started 8 bits of a number."""
+        alike = self.constant.ndim == 0
+        own = np.abs(np.broadcast_to(self.constant, len(neurons)) if alike else self.constant[neurons])
+        return int(sum((own >= 1 << shift).sum() for shift in (0, 8, 16)))
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """How messages of a population reach a group: table of source neuron -> line, steps of delay."""
+
+    source: str
+    group: int
+    table: Table
+    lag: int  # engine steps from sending to use, beyond the table's own delay
+
+    @property
+    def longest(self) -> int:
+        """Steps that the last message waits beyond its hop."""
+        return self.lag + int(self.table.delay.max(initial=0)) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All decisions but the cores. Groups and paths are told by their place in the tuple."""
+
+    network: Network
+    chip: Chip
+    populations: tuple[Population, ...]
+    groups: tuple[Group, ...]
+    paths: tuple[Path, ...]
+
+    def population(self, name: str) -> Population:
+        return next(p for p in self.populations if p.name == name)
+
+    def index(self, name: str) -> int:
+        return next(i for i, p in enumerate(self.populations) if p.name == name)
+
+    def groups_of(self, name: str) -> tuple[int, ...]:
+        """Groups of a population, its input first, then the gates."""
+        found = [i for i, g in enumerate(self.groups) if g.sink == name]
+        return tuple(sorted(found, key=lambda i: ROLES.index(self.groups[i].role)))
+
+    def message_bits(self, path: int) -> int:
+        """Payload of the messages of a path: a spike's, or a membrane's."""
+        source = self.paths[path].source
+        if self.groups[self.paths[path].group].role == "balance":
+            return int(self.network.steps[source].balance_bits)  # type: ignore[attr-defined]
+        return self.population(source).message_bits
+
+    @property
+    def cored(self) -> tuple[Population, ...]:
+        """Populations that live on cores."""
+        return tuple(p for p in self.populations if p.kind != "input")
+
+    @property
+    def synapses(self) -> int:
+        """Words when nothing is shared, zeros and borders counted in."""
+        return sum(self.population(g.sink).neurons * self.fan_in(g) for g in self.groups)
+
+    def fan_in(self, group: Group) -> int:
+        """Words of one neuron."""
+        return group.kernel.fan_in * (1 if group.pooled is None else group.pooled.most)
+
+
+def plan(network: Network, chip: Chip) -> Plan:
+    """Decide; raises Unsupported by the first rule that the network breaks."""
+    verify_parameters(network, chip)
+    readouts = [n for n in network.recorded if not network.steps[n].neuron]
+    latency = _latencies(network, chip)
+    latency |= {n: latency[n] + 1 for n in readouts}
+    names = [n for component in network.order for n in component]
+    found = [n for n in names if n == network.input or network.steps[n].neuron or n in readouts]
+    groups: list[Group] = []
+    paths: list[Path] = []
+    for name in found:
+        if name in readouts:
+            limits.readout_fits(chip, name)
+        if name != network.input:
+            _incoming(network, chip, name, latency, groups, paths)
+    populations = tuple(_population(network, chip, n, latency[n], n in readouts, groups, paths) for n in found)
+    for path in paths:
+        limits.delay_fits(chip, groups[path.group].sink, path.longest, path.source)
+    return Plan(network, chip, populations, tuple(groups), tuple(paths))
+
+
+def _latencies(network: Network, chip: Chip) -> dict[str, int]:
+    """Engine steps by which each node runs behind: a message takes one, so every population adds one."""
+    try:
+        return latencies(network, lambda n: int(network.steps[n].neuron))
+    except GraphError as e:
+        told = str(e)
+    raise limits.one_hop_a_connection(chip, told)
+
+
+def _population(
+    network: Network,
+    chip: Chip,
+    name: str,
+    latency: int,
+    readout: bool,
+    groups: list[Group],
+    paths: list[Path],
+) -> Population:
+    step = network.steps[name]
+    gated = isinstance(step, IntGatedFire)
+    kind = "input" if name == network.input else "readout" if readout else "gated" if gated else "neuron"
+    alphabet = network.alphabets[name]
+    if kind == "readout":
+        bits = 0
+    elif alphabet.kind != "real":
+        bits = payload(alphabet)
+    else:  # not told: what the connections declare bounds it
+        bits = max([groups[p.group].kernel.message_bits for p in paths if p.source == name], default=0)
+    if any(p.source == name and groups[p.group].role != "balance" for p in paths):
+        limits.message_bits_fit(chip, name, bits, alphabet)
+    return Population(name, kind, network.shapes[name], latency, bits, _custom(network.graph.nodes[name], kind))
+
+
+def payload(alphabet: Alphabet) -> int:
+    """Bits that a message carries beside its address: none where it says no more than "one spike"."""
+    return 0 if alphabet.kind == "binary" else message_bits(alphabet)
+
+
+def _custom(node: Any, kind: str) -> str:
+    """What Loihi 1's fixed neuron, and Lava's stock LIF, do not do."""
+    if kind == "input":
+        return ""
+    if kind == "readout":
+        return "sums without a neuron"
+    lif = getattr(node, "neuron", node)
+    reasons = ["gates"] if kind == "gated" else []
+    reasons += [f"compare {lif.compare}"] if lif.compare != "gt" else []
+    reasons += [f"reset {lif.reset}"] if lif.reset != "zero" else []
+    reasons += ["two thresholds"] if lif.lower is not None else []
+    reasons += ["du -1"] if (np.asarray(lif.du) == -1).any() else []
+    reasons += ["dv 4096"] if (np.asarray(lif.dv) == 4096).any() else []
+    return ", ".join(reasons)
+
+
+def verify_parameters(network: Network, chip: Chip) -> None:
+    """The rules that concern one node's own numbers."""
+    for name, node in network.graph.nodes.items():
+        kind = type(node).__name__
+        if kind == "IntGatedLIF":
+            limits.gated_nodes(chip, name)
+            for part in (node.feedback, node.balance):
+                if part is not None:
+                    _verify_connection(chip, name, part)
+        if kind in ("IntDense", "IntConv"):
+            _verify_connection(chip, name, node)
+        if kind in ("IntGatedLIF", "IntCubaLIF"):
+            _verify_neuron(chip, name, getattr(node, "neuron", node))
+
+
+def _verify_neuron(chip: Chip, name: str, lif: Any) -> None:
+    limits.vth_fits(chip, name, np.asarray(lif.vth))
+    limits.du_fits(chip, name, np.asarray(lif.du))
+    limits.dv_fits(chip, name, np.asarray(lif.dv))
+    limits.bias_fits(chip, name, bias_of(lif))
+    limits.compare(chip, name, lif.compare)
+    limits.reset(chip, name, lif.reset)
+    limits.double_threshold(chip, name, None if lif.lower is None else np.asarray(lif.lower))
+
+
+def bias_of(lif: Any) -> np.ndarray:
+    """A neuron's bias as a number: mantissa << exponent, >> for a negative exponent."""
+    mant, exp = np.broadcast_arrays(np.asarray(lif.bias_mant, np.int64), np.asarray(lif.bias_exp, np.int64))
+    return np.where(exp < 0, mant >> np.maximum(-exp, 0), mant << np.maximum(exp, 0))
+
+
+def _verify_connection(chip: Chip, name: str, node: Any) -> None:
+    kernel = kernel_of(node, (), ())
+    lo, hi = grid_limits(kernel.bits, node.sign_mode)
+    limits.weight_bits_fit(chip, name, kernel.bits)
+    limits.weight_fits(chip, name, kernel.words, lo, hi, grid_step(kernel.bits, node.sign_mode))
+    limits.exponent_fits(chip, name, kernel.exponent)
+    limits.constant_fits(chip, name, np.asarray(node.bias))
+
+
+# --- what reaches a population
+
+
+def _incoming(
+    network: Network, chip: Chip, name: str, latency: dict[str, int], groups: list[Group], paths: list[Path]
+) -> None:
+    """Append the groups of a population and the paths into them."""
+    known: dict[tuple[str, tuple[str, ...]], int] = {}  # by connection and what stands behind it
+    starts = (name,) if not network.steps[name].neuron else network.sources[name]
+    for source, before, linear, behind in (w for s in starts for w in _ways(network, chip, name, s)):
+        late, pools = _behind(network, chip, name, linear, behind)
+        key = (linear, behind)
+        if key not in known:
+            known[key] = len(groups)
+            groups.append(_group(network, name, linear, pools))
+        table = table_of([(network.steps[n], network.input_shape(n)) for n in before], network.shapes[source])
+        paths.append(Path(source, known[key], table, latency[name] - latency[source] + late))
+    step = network.steps[name]
+    if isinstance(step, IntGatedFire):
+        for role, lag in (("feedback", 1), ("balance", 0)):
+            node = getattr(network.graph.nodes[name], role)
+            if node is not None:
+                shape = network.shapes[name]
+                kernel = kernel_of(node, shape, shape)
+                groups.append(Group(name, role, role, kernel, _constant(node, shape)))
+                paths.append(Path(name, len(groups) - 1, table_of([], shape), lag))
+
+
+Way = tuple[str, tuple[str, ...], str, tuple[str, ...]]  # source, stages, connection or "", stages behind it
+
+
+def _ways(network: Network, chip: Chip, sink: str, start: str) -> list[Way]:
+    """Every way back from a node to a population, over at most one connection."""
+    found: list[Way] = []
+
+    def walk(name: str, linear: str, stages: tuple[str, ...], behind: tuple[str, ...], first: bool) -> None:
+        step = network.steps[name]
+        if name == network.input or (step.neuron and not first):
+            found.append((name, stages, linear, behind))
+            return
+        if isinstance(step, IntLinear):
+            if linear:
+                raise limits.connections_end_in_neurons(chip, sink, f"{name!r} leads to {linear!r}")
+            linear, stages, behind = name, (), stages
+        elif isinstance(step, Flatten | Pool | Delay):
+            stages = (name, *stages)
+        for source in network.sources[name]:
+            walk(source, linear, stages, behind, False)
+
+    walk(start, "", (), (), start == sink)
+    return found
+
+
+def _behind(
+    network: Network, chip: Chip, sink: str, linear: str, behind: tuple[str, ...]
+) -> tuple[int, tuple[str, ...]]:
+    """(steps of delay, pools) of the stages behind a connection, which must not come between its sum and its shift."""
+    late = 0
+    pools: list[str] = []
+    for name in behind:
+        step, whole = network.steps[name], network.steps[linear]
+        assert isinstance(whole, IntLinear)
+        if isinstance(step, Delay):
+            if step.masks or whole.bias is not None:
+                found = f"Delay {name!r} behind {linear!r}, which has a bias or differs between neurons,"
+                raise limits.connections_end_in_neurons(chip, sink, found)
+            late += step.shortest
+        elif isinstance(step, Pool):
+            if whole.shift or whole.wraps or pools:
+                found = f"pool {name!r} behind {linear!r}, which drops bits,"
+                raise limits.connections_end_in_neurons(chip, sink, found)
+            pools.append(name)
+    return late, tuple(pools)
+
+
+def _group(network: Network, sink: str, linear: str, pools: tuple[str, ...]) -> Group:
+    shape = network.shapes[sink]
+    if not linear:
+        return Group(sink, "input", "", identity_kernel(shape), np.zeros((), np.int64))
+    node, units = network.graph.nodes[linear], network.shapes[linear]
+    kernel, constant = kernel_of(node, network.input_shape(linear), units), _constant(node, units)
+    if not pools:
+        return Group(sink, "input", linear, kernel, constant)
+    step = network.steps[pools[0]]
+    assert isinstance(step, Pool)
+    pooled = table_of([(step, units)], units)
+    whole = np.broadcast_to(constant, int(np.prod(units)))
+    summed = np.bincount(pooled.line, whole[pooled.source], int(np.prod(shape))).astype(np.int64)
+    after = (*step.kernel, *step.window.stride, *step.window.padding)
+    return Group(sink, "input", linear, kernel, summed, pooled, after)
+
+
+def _constant(node: Any, units: Ints) -> np.ndarray:
+    """A connection's bias, one number a unit in C order, or one for all."""
+    bias = np.asarray(node.bias, np.int64)
+    if not bias.any():
+        return np.zeros((), np.int64)
+    if bias.ndim == 0:
+        return bias
+    if type(node).__name__ == "IntDense":
+        return np.tile(bias, int(np.prod(units)) // len(bias))
+    return np.repeat(bias, int(np.prod(units)) // len(bias))
+
+
+def lif_of(node: Any) -> Any:
+    """The IntCubaLIF of a plain or gated node."""
+    return getattr(node, "neuron", node)
+
+
+def threshold_kinds(network: Network, name: str) -> tuple[int, str]:
+    """(number of different thresholds, "one" | "channel" | "neuron": how finely they differ)."""
+    step: Any = network.steps[name]
+    inner = getattr(step, "inner", step)
+    if not isinstance(inner, IntFire):
+        return 1, "one"
+    vth = np.asarray(lif_of(network.graph.nodes[name]).vth)
+    different = len(np.unique(vth))
+    if different == 1:
+        return 1, "one"
+    rows = vth.reshape(len(vth), -1)
+    return different, "channel" if vth.ndim > 1 and (rows == rows[:, :1]).all() else "neuron"
