@@ -332,6 +332,7 @@ def cost_words(costs: dict[str, Any]) -> str:
     cores, chips = (_range_words(needs[k], k[:-1]) for k in ("cores", "chips"))
     text = f"{needs['chip']}: {cores} on {chips}; {binds['limit']} binds, {100 * binds['share']:.0f} % of a core"
     text += " (an assumed limit)" if binds["assumed"] else ""
+    text += "" if needs["unrolled_fits"] else ", and one neuron alone exceeds a core where kernels are not shared"
     text += f"; a step: {done['synaptic_events']:,.0f} of {done['synaptic_events_dense']:,.0f} synaptic operations"
     text += f", {done['neuron_updates']:,.0f} neuron updates"
     if needs["custom_neurons"]:
