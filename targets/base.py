@@ -164,6 +164,16 @@ def recorded(
     kept = {n: compact(np.swapaxes(a, 0, 1), network.alphabets[n]) for n, a in z.items()}
     if network.integer:
         kept = {n: a if a.dtype == np.int8 else a.astype(np.int64) for n, a in kept.items()}
-    held = np.int32 if network.integer else np.float64
-    probed = {k: {n: np.swapaxes(a, 0, 1).astype(held) for n, a in rows.items()} for k, rows in (states or {}).items()}
+    probed = {k: {n: np.swapaxes(a, 0, 1) for n, a in rows.items()} for k, rows in (states or {}).items()}
+    if network.integer:
+        probed = {k: {n: _register(a, k, n) for n, a in rows.items()} for k, rows in probed.items()}
     return Trace(kept, network.clock.dt, latency, probed)
+
+
+def _register(a: np.ndarray, kind: str, name: str) -> np.ndarray:
+    if a.size and np.abs(a).max() >= 1 << 31:
+        raise TargetError(
+            f"node {name!r}: register {kind} reached {np.abs(a).max():g}, which engines' 32 bits do not hold; "
+            "use a smaller weight_exp or fewer message bits"
+        )
+    return a.astype(np.int32)

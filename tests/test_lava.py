@@ -20,7 +20,7 @@ from eiexport.errors import ExportError
 from eiexport.nodes import EIDiscreteLIF, EIGatedLIF, lif
 from eiexport.trace import Trace
 from targets import base, lava
-from targets.lava import env, plan
+from targets.lava import env, jobs, plan
 
 LAVA, REFERENCE = lava.Lava(), base.get("reference")()
 
@@ -114,7 +114,8 @@ ALL = [*CASES, *OWN.values()]
 
 
 def pack(cases: list[Case]) -> dict[str, Trace]:
-    return dict(zip([c.name for c in cases], LAVA.run_many([(c.network(), c.x) for c in cases]), strict=True))
+    traces = LAVA.run_many([(c.network(), c.x) for c in cases], probe=True)
+    return dict(zip([c.name for c in cases], traces, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +129,17 @@ def differences(case: Case, trace: Trace) -> list[str]:
     check = ExecutionCheck(network, "float64")
     check.add(case.x, trace.z)
     found = [f"{n}: {r.first}" for n, r in check.results.items() if r.mismatches or r.explained_ties]
-    expected = REFERENCE.compile(network).run(case.x)
+    expected = REFERENCE.compile(network).run(case.x, probe=True)
     assert trace.z.keys() == expected.z.keys() == check.results.keys()
-    for name, z in expected.z.items():
-        assert trace.z[name].dtype == z.dtype
-        if case.exact or z.dtype == np.int8:
-            same = np.array_equal(trace.z[name], z)
+    held = [(kind, name) for kind, name, _ in trace.observables()]
+    assert held == [(kind, name) for kind, name, _ in expected.observables()]
+    for (kind, name, ours), (_, _, a) in zip(trace.observables(), expected.observables(), strict=True):
+        assert ours.dtype == a.dtype
+        if case.exact or a.dtype == np.int8:
+            same = np.array_equal(ours, a)
         else:
-            same = np.allclose(trace.z[name], z, rtol=1e-12, atol=1e-12)
-        found += [] if same else [f"{name}: not the reference's"]
+            same = np.allclose(ours, a, rtol=1e-12, atol=1e-12)
+        found += [] if same else [f"{name}: {kind} is not the reference's"]
     return found
 
 
@@ -189,15 +192,19 @@ def test_a_sample_of_a_batch_equals_the_sample_alone(traces: dict[str, Trace]) -
 def test_stream_is_one_start_read_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     case, starts = biased(samples=5), []
     monkeypatch.setattr(lava, "chunk_size", lambda *_: 2)
-    monkeypatch.setattr(lava.tempfile, "tempdir", str(tmp_path))
-    write = lava._write
-    monkeypatch.setattr(lava, "_write", lambda *a: (starts.append(1), write(*a)))
+    monkeypatch.setattr(jobs.tempfile, "tempdir", str(tmp_path))
+    write = jobs.write
+    monkeypatch.setattr(jobs, "write", lambda *a: (starts.append(1), write(*a)))
     program = LAVA.compile(case.network())
     told: list[int] = []
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        parts = list(program.stream(file.create_dataset("x", data=case.x.astype(np.int8)), told.append))
+        rows = file.create_dataset("x", data=case.x.astype(np.int8))
+        parts = list(program.stream(rows, told.append, probe=True))
     assert [p.samples for p in parts] == [2, 2, 1] and sum(told) == 5 and len(starts) == 1
-    joined = Trace({n: np.concatenate([p.z[n] for p in parts]) for n in parts[0].z})
+    states = {
+        k: {n: np.concatenate([p.states[k][n] for p in parts]) for n in rows} for k, rows in parts[0].states.items()
+    }
+    joined = Trace({n: np.concatenate([p.z[n] for p in parts]) for n in parts[0].z}, states=states)
     assert differences(case, joined) == []
     left_early = program.stream(case.x)
     next(left_early)
@@ -282,11 +289,11 @@ def test_input_that_is_not_what_was_declared_is_refused() -> None:
 def test_the_time_that_lava_may_be_silent_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     program = LAVA.compile(biased().network())
     for value in ("soon", "-1", "nan"):
-        monkeypatch.setenv(lava.TIMEOUT, value)
+        monkeypatch.setenv(jobs.TIMEOUT, value)
         with pytest.raises(base.TargetError) as e:
             program.run(biased().x)
-        one_line(e, lava.TIMEOUT, value)
-    monkeypatch.setenv(lava.TIMEOUT, "0.01")
+        one_line(e, jobs.TIMEOUT, value)
+    monkeypatch.setenv(jobs.TIMEOUT, "0.01")
     with pytest.raises(base.EngineUnavailable) as e:
         program.run(biased().x)
     one_line(e, "0.01 s")
@@ -295,26 +302,28 @@ def test_the_time_that_lava_may_be_silent_is_the_users(monkeypatch: pytest.Monke
 # --- mutants: the source that the worker runs, changed in one place
 
 
+def change(monkeypatch: pytest.MonkeyPatch, folder: Path, file: str, old: str, new: str) -> None:
+    """Give the worker a copy of the package, made in `folder`, with one place of one file changed."""
+    copy = folder / "targets"
+    shutil.copytree(targets.__path__[0], copy)
+    source = (copy / "lava" / file).read_text()
+    assert source.count(old) == 1
+    (copy / "lava" / file).write_text(source.replace(old, new))
+    monkeypatch.setattr(targets, "__path__", [str(copy)])
+
+
 @pytest.fixture
 def mutate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    def change(file: str, old: str, new: str) -> None:
-        copy = tmp_path / "targets"
-        shutil.copytree(targets.__path__[0], copy)
-        source = (copy / "lava" / file).read_text()
-        assert source.count(old) == 1
-        (copy / "lava" / file).write_text(source.replace(old, new))
-        monkeypatch.setattr(targets, "__path__", [str(copy)])
-
-    return change
+    return lambda *what: change(monkeypatch, tmp_path, *what)
 
 
-LATENCY, RESET = "self.plan.latency[name]", "reset_offset=(self.plan.latency[name] + 1) % self.period"
+LATENCY, RESET = "self.plan.latency[name]", '"reset_offset": (self.plan.latency[name] + 1) % self.period'
 FED, GATED_CASE = "self.resting if first else rest[0] + self.resting", ["gates behind a convolution"]
 MUTANTS = {
     "late": ("build.py", f"self.period, {LATENCY}\n", f"self.period, {LATENCY} + 1\n", ["biased-1-3"]),
-    "unsigned": ("plan.py", ".any() else 24", ".any() else 0", ["signed-balance-chain", "signed-lower-chain"]),
-    "bias before the start": ("build.py", RESET, "reset_offset=0", ["biased-6-1"]),
-    "state kept": ("build.py", "reset_interval=self.period", "reset_interval=10**9", ["biased-6-3"]),
+    "unsigned": ("plan.py", '"binary" else 24', '"binary" else 0', ["signed-balance-chain", "signed-lower-chain"]),
+    "bias before the start": ("build.py", RESET, '"reset_offset": 0', ["biased-6-1"]),
+    "state kept": ("build.py", '"reset_interval": self.period', '"reset_interval": 10**9', ["biased-6-3"]),
     "feedback not heard": ("processes/neuron.py", FED, "self.resting", GATED_CASE),
     "feedback kept": ("processes/neuron.py", FED, "rest[0] + self.resting", GATED_CASE),
     "no feedback": ("processes/neuron.py", "self.state, fed)", "self.state, None)", GATED_CASE),

@@ -9,39 +9,52 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from lava.magma.core.model.py.type import LavaPyType
-from lava.proc.conv.models import AbstractPyConvModel
 from lava.proc.conv.process import Conv as LavaConv
 from lava.proc.dense.process import Dense as LavaDense
-from lava.proc.lif.process import LIFReset
+from lava.proc.lif.process import LIFReset, TernaryLIF
+from lava.utils.weightutils import SignMode
 
 from eiexport.connections import Conv, Dense, Flatten, Pool
 from eiexport.graph import Network
+from eiexport.integers import IntConvStep, IntDenseStep
 from eiexport.neurons import Delay, GatedFire, LeakyFire, SynapseFire, Threshold
 from eiexport.ops import Ints, Window
 from eiexport.steps import Neuron, Step
+from targets.lava import fixed
 from targets.lava.plan import CUSTOM, OPS, STOCK, Plan, hop, message_bits
 from targets.lava.processes.delay import DelayLine
 from targets.lava.processes.neuron import StepGated, StepMap, StepNeuron
 from targets.lava.processes.player import Player
 from targets.lava.processes.recorder import Recorder
-
-# Lava's Conv holds its geometry in int8, which NumPy 2 no longer widens beside an image of more than 127 pixels.
-for _field in ("kernel_size", "stride", "padding", "dilation", "groups"):
-    setattr(AbstractPyConvModel, _field, LavaPyType(np.ndarray, np.int32))
+from targets.lava.watch import WATCH, Watched
 
 View = tuple[tuple[str, Ints], ...]  # methods of a port, in order: ("reshape", shape), ("transpose", axes)
 TURN: View = (("transpose", (2, 1, 0)),)  # (C, H, W) to Lava's (W, H, C), and back
 
 
 class Placed(NamedTuple):
-    """A process with its ports, and the views that lead from and to the shapes of the graph."""
+    """A process with its ports, and the views that lead from and to the shapes of the graph.
+
+    beside: ports (in, out) of further processes that do a share each: they get the same, and their outputs are summed.
+    """
 
     process: Any
     inp: Any
     out: Any
     enter: View = ()
     leave: View = ()
+    beside: tuple[tuple[Any, Any], ...] = ()
+
+    def feed(self, port: Any) -> None:
+        """Connect a port of the graph's shape to whatever takes the input."""
+        for inp in (self.inp, *(i for i, _ in self.beside)):
+            _view(port, self.enter).connect(inp)
+
+    @property
+    def outputs(self) -> Iterator[Any]:
+        """Ports of the graph's shape, whose sum is the output."""
+        for out in (self.out, *(o for _, o in self.beside)):
+            yield _view(out, self.leave)
 
 
 class Build:
@@ -58,9 +71,8 @@ class Build:
         rest = [n for n in plan.process if n != network.input]
         self._placed |= {n: self._place(n, network.steps[n]) for n in rest}
         for name in rest:
-            placed = self._placed[name]
             for port in self._arriving(name):
-                _view(port, placed.enter).connect(placed.inp)
+                self._placed[name].feed(port)
 
     @property
     def processes(self) -> dict[str, str]:
@@ -72,14 +84,26 @@ class Build:
         """Write a node's output to a file (samples * steps, *neuron), int8 for spikes, without its constant."""
         spikes = self.network.alphabets[name].kind in ("binary", "ternary") and not self.plan.leaving[name].any()
         steps, latency = samples * self.period, self.plan.latency[name]
-        recorder = Recorder(path, self.network.shapes[name], steps, latency, "int8" if spikes else "float64")
+        recorder = Recorder(path, self.network.shapes[name], steps, latency, "int8" if spikes else self._numbers)
         for port in self._ports(name):
             port.connect(recorder.inp)
+
+    def watch(self, name: str, files: dict[str, Path], samples: int) -> None:
+        """Write a neuron's registers after each step to files (samples * steps, *neuron), as its process holds them."""
+        shape = (samples * self.period, *self.network.shapes[name])
+        for path in files.values():
+            np.lib.format.open_memmap(path, "w+", np.dtype(self._numbers), shape)
+        watched = Watched({k: str(path) for k, path in files.items()}, self.plan.latency[name])
+        self._placed[name].process.proc_params[WATCH] = watched
+
+    @property
+    def _numbers(self) -> str:
+        return "int32" if self.network.integer else "float64"
 
     def _ports(self, name: str) -> Iterator[Any]:
         """Ports, in the graph's shape, whose sum is a node's output without its constant."""
         if name in self._placed:
-            yield _view(self._placed[name].out, self._placed[name].leave)
+            yield from self._placed[name].outputs
             return
         flat = isinstance(self.network.steps[name], Flatten)
         views: View = (("reshape", self.network.shapes[name]),) if flat else ()
@@ -100,9 +124,10 @@ class Build:
             yield self._lines[source, slack].out
 
     def _place(self, name: str, step: Step) -> Placed:
-        shape, plan = self.network.input_shape(name), self.plan
+        shape, plan, node = self.network.input_shape(name), self.plan, self.network.graph.nodes[name]
         if hop(step):
-            return _connection(step, shape, plan.gain.get(name, 1.0), message_bits(self.network, plan, name))
+            bits = message_bits(self.network, plan, name)
+            return _connection(step, node, shape, bits, plan.gain.get(name, 1.0))
         if isinstance(step, Delay):
             return self._delay(name, step, shape)
         if plan.process[name] == STOCK:
@@ -111,14 +136,16 @@ class Build:
             scale = StepMap(shape, step)
             return Placed(scale, scale.inp, scale.out)
         own = (step, plan.entering[name], self.period, plan.latency[name])
-        if not isinstance(step, GatedFire) or step.feedback is None:
+        if not fixed.routed(step, node):
             neuron = StepNeuron(shape, *own)
             return Placed(neuron, neuron.inp, neuron.out)
+        assert isinstance(step, GatedFire) and step.feedback is not None
         gated = StepGated(shape, *own)
         # its own output, through Lava's connection, is late by the one step that the feedback asks for
-        feedback = _connection(step.feedback, shape, 1.0, 0 if step.balance is None else 24)
-        _view(gated.out, feedback.enter).connect(feedback.inp)
-        _view(feedback.out, feedback.leave).connect(gated.fed)
+        feedback = _connection(step.feedback, getattr(node, "feedback", None), shape, 0 if step.balance is None else 24)
+        feedback.feed(gated.out)
+        for port in feedback.outputs:
+            port.connect(gated.fed)
         return Placed(gated, gated.inp, gated.out)
 
     def _delay(self, name: str, step: Delay, shape: Ints) -> Placed:
@@ -136,6 +163,17 @@ class Build:
 
         The reset before a sample's first step also wipes what the bias has done since the engine's start.
         """
+        reset = {"reset_interval": self.period, "reset_offset": (self.plan.latency[name] + 1) % self.period}
+        if (numbers := self.plan.lif.get(name)) and "vth_lo" in numbers:
+            ternary = TernaryLIF(shape=shape, **numbers)
+            for key, value in reset.items():  # see `targets.lava.models`
+                ternary.proc_params[key] = value
+            return Placed(ternary, ternary.a_in, ternary.s_out)
+        lif = LIFReset(shape=shape, **(numbers or self._real(name, step, shape)), **reset)
+        return Placed(lif, lif.a_in, lif.s_out)
+
+    def _real(self, name: str, step: Step, shape: Ints) -> dict[str, Any]:
+        """The parameters of Lava's LIF in floating point."""
         assert isinstance(step, (LeakyFire, SynapseFire, Threshold))
         if isinstance(step, SynapseFire):
             assert step.decay_u is not None
@@ -143,16 +181,8 @@ class Build:
             du = 1 - float(step.decay_u)
         else:
             bias, du = step.drive(OPS, self.plan.entering[name][None])[0], 1.0
-        lif = LIFReset(
-            shape=shape,
-            du=du,
-            dv=1.0 if isinstance(step, Threshold) else 1 - float(step.decay),
-            vth=float(step.threshold),
-            bias_mant=bias,
-            reset_interval=self.period,
-            reset_offset=(self.plan.latency[name] + 1) % self.period,
-        )
-        return Placed(lif, lif.a_in, lif.s_out)
+        dv = 1.0 if isinstance(step, Threshold) else 1 - float(step.decay)
+        return {"du": du, "dv": dv, "vth": float(step.threshold), "bias_mant": bias}
 
 
 def _view(port: Any, views: View) -> Any:
@@ -161,8 +191,10 @@ def _view(port: Any, views: View) -> Any:
     return port
 
 
-def _connection(step: Step, shape: Ints, gain: float, bits: int) -> Placed:
+def _connection(step: Step, node: Any, shape: Ints, bits: int, gain: float = 1.0) -> Placed:
     """The linear part of a Dense, Conv or Pool, times `gain`, as Lava's Dense or Conv for inputs of `shape`."""
+    if isinstance(step, IntDenseStep):
+        return _words(step, node, shape, bits)
     if isinstance(step, Dense) and len(shape) == 1:
         dense = LavaDense(weights=step.weight * gain, num_message_bits=bits)
         return Placed(dense, dense.s_in, dense.a_out)
@@ -181,6 +213,9 @@ def _connection(step: Step, shape: Ints, gain: float, bits: int) -> Placed:
     else:
         assert isinstance(step, Conv)
         weight, window = step.weight, step.window
+        if isinstance(step, IntConvStep):  # Lava's Conv has no exponent; a negative one divides these weights
+            rows = np.reshape(node.weight_exp, (-1, *[1] * (step.weight.ndim - 1))).astype(np.int64)
+            weight = np.ldexp(np.asarray(node.weight, np.float64), rows)
         if len(shape) == 2:  # one row
             image = (shape[0], 1, shape[1])
             weight = weight[:, :, None]
@@ -188,6 +223,30 @@ def _connection(step: Step, shape: Ints, gain: float, bits: int) -> Placed:
             enter, leave = (("reshape", image), *TURN), (*TURN, out)
     conv = _conv(weight * gain, image, window, bits)
     return Placed(conv, conv.s_in, conv.a_out, enter, leave)
+
+
+def _words(step: IntDenseStep, node: Any, shape: Ints, bits: int) -> Placed:
+    """Lava's Dense with the node's own weights, of which it makes synapse words itself; one for each exponent.
+
+    Over the last of several axes, the weights stand once for each place.
+    """
+    weight, places = np.asarray(node.weight, np.int64), math.prod(shape[:-1])
+    each = np.broadcast_to(np.reshape(node.weight_exp, -1), len(weight))
+    parts = [
+        LavaDense(
+            weights=np.kron(np.eye(places, dtype=np.int64), weight * (each == exponent)[:, None]),
+            weight_exp=exponent,
+            num_weight_bits=fixed.number(node.bits),
+            sign_mode=SignMode[node.sign_mode.upper()],
+            num_message_bits=bits,
+        )
+        for exponent in fixed.exponents(node)
+    ]
+    (first, inp, out), *beside = ((p, p.s_in, p.a_out) for p in parts)
+    flat = len(shape) == 1
+    enter: View = () if flat else (("reshape", (math.prod(shape),)),)
+    leave: View = () if flat else (("reshape", step.output_shape(shape)),)
+    return Placed(first, inp, out, enter, leave, tuple((i, o) for _, i, o in beside))
 
 
 def _conv(weight: np.ndarray, shape: Ints, window: Window, bits: int) -> LavaConv:

@@ -21,6 +21,8 @@ from targets.base import EngineUnavailable
 LIBRARIES = ("numpy==2.3.5", "scipy==1.16.3", "networkx==3.5", "asteval==1.0.7", "h5py==3.15.1")
 # Their metadata refuse this Python and this NumPy; see `targets.lava.compat` for what it takes to run them.
 UNPINNED = ("lava-nc==0.10.0", "nir==1.0.8")
+# Large, and needed for its network files alone: it stands beside, in a folder that only their worker imports from.
+DEEP = "lava-dl==0.6.0"
 PYTHONS = ((3, 11), (3, 13))  # first and last that the above was tried on
 
 PLACE = "EITRAIN_LAVA_ENV"
@@ -47,21 +49,34 @@ def python() -> Path:
     return prepared(folder, specification(), _install)
 
 
+def deep() -> Path:
+    """The folder to import lava-dl from, which is installed there first if it is missing or stale."""
+    executable, folder = python(), place() / "lava-dl"
+
+    def install(build: Path) -> None:
+        with _told("setting up lava-dl (one time, 70 MB) ..."):
+            # its own requirements are for training
+            _pip(executable, "--no-deps", "--ignore-requires-python", "--target", str(build), DEEP)
+
+    prepared(folder, f"{specification()}{DEEP}\n", install, "lava/lib/dl/netx/hdf5.py")
+    return folder
+
+
 def specification() -> str:
     """What a complete environment holds, as its marker file records it."""
     return "\n".join([f"python {sys.version_info[0]}.{sys.version_info[1]}", *LIBRARIES, *UNPINNED]) + "\n"
 
 
-def prepared(folder: Path, specification: str, install: Callable[[Path], None]) -> Path:
-    """The Python in `folder`; what is missing, `install(build)` makes beside it, to be moved in whole."""
-    executable = folder / "bin" / "python"
-    if _complete(folder, specification):
-        return executable
+def prepared(folder: Path, specification: str, install: Callable[[Path], None], product: str = "bin/python") -> Path:
+    """`product` in `folder`; what is missing, `install(build)` makes beside it, to be moved in whole."""
+    made = folder / product
+    if _complete(made, folder, specification):
+        return made
     build = folder.with_name(folder.name + ".new")
     try:
         with _locked(folder.with_name(folder.name + ".lock")):
-            if _complete(folder, specification):  # another process made it while this one waited
-                return executable
+            if _complete(made, folder, specification):  # another process made it while this one waited
+                return made
             if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
                 raise LavaUnavailable(
                     f"Lava's environment cannot be made in {folder}: it holds other files; "
@@ -80,13 +95,13 @@ def prepared(folder: Path, specification: str, install: Callable[[Path], None]) 
             f"Lava's environment cannot be made in {folder}: {error.strerror or error}; "
             f"free space there, or set {PLACE} to a folder that can be written"
         ) from error
-    return executable
+    return made
 
 
-def _complete(folder: Path, specification: str) -> bool:
+def _complete(made: Path, folder: Path, specification: str) -> bool:
     """Whether the environment is whole; its Python is a link, which may lead nowhere after an upgrade."""
     try:
-        return (folder / MARKER).read_text() == specification and (folder / "bin" / "python").exists()
+        return (folder / MARKER).read_text() == specification and made.exists()
     except OSError:
         return False
 
@@ -102,24 +117,34 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _install(build: Path) -> None:
     """Make the environment in `build` and install Lava there, with a line of progress on stderr."""
-    from rich.console import Console  # here, since Lava's own environment imports this package too
-
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         first, last = (".".join(map(str, version)) for version in PYTHONS)
         raise LavaUnavailable(
             f"Lava runs on Python {first} to {last}, not {sys.version.split()[0]}; "
             "install these tools under one of those, or choose another --target"
         )
-    message = "setting up the Lava engine (one time, about a minute) ..."
+    with _told("setting up the Lava engine (one time, about a minute) ..."):
+        _call("venv", sys.executable, "-m", "venv", str(build))
+        executable = build / "bin" / "python"
+        _pip(executable, *LIBRARIES)
+        _pip(executable, "--no-deps", "--ignore-requires-python", *UNPINNED)
+
+
+@contextmanager
+def _told(message: str) -> Iterator[None]:
+    """Say on stderr what the block does."""
+    from rich.console import Console  # here, since Lava's own environment imports this package too
+
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(message)
     with console.status(message):
-        _call("venv", sys.executable, "-m", "venv", str(build))
-        pip = (str(build / "bin" / "python"), "-m", "pip", "--no-cache-dir", "--disable-pip-version-check")
-        install = (*pip, "install", "--quiet", "--no-input", "--only-binary=:all:")
-        _call("pip", *install, *LIBRARIES)
-        _call("pip", *install, "--no-deps", "--ignore-requires-python", *UNPINNED)
+        yield
+
+
+def _pip(executable: Path, *arguments: str) -> None:
+    pip = (str(executable), "-m", "pip", "--no-cache-dir", "--disable-pip-version-check")
+    _call("pip", *pip, "install", "--quiet", "--no-input", "--only-binary=:all:", *arguments)
 
 
 def _call(step: str, *command: str) -> None:

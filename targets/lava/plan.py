@@ -5,18 +5,21 @@ The tools and the worker both read their decisions here, so a report cannot diff
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from eiexport.connections import Conv, Dense, Flatten, Identity, Pool
 from eiexport.errors import GraphError
 from eiexport.graph import Network
+from eiexport.integers import ALIGN, IntFire, IntLinear
 from eiexport.neurons import Delay, Fire, LeakyFire, SynapseFire, Threshold
 from eiexport.ops import NumpyOps
 from eiexport.passes import latencies
 from eiexport.steps import Step
 from targets.base import Unsupported
+from targets.lava import fixed
 
 OPS = NumpyOps()
 STOCK, CUSTOM = "stock", "custom"
@@ -35,6 +38,7 @@ class Plan:
     entering: dict[str, np.ndarray]  # constant that belongs to what the ports bring
     leaving: dict[str, np.ndarray]  # constant behind the node; zero behind neurons and delays
     gain: dict[str, float]  # factor of a connection's weights, on behalf of the neuron behind it
+    lif: dict[str, dict[str, Any]] = field(default_factory=dict)  # parameters of a stock neuron in fixed point
 
     def arrival(self, network: Network, name: str) -> int:
         """Latency at which a node takes its inputs; what comes from earlier nodes has to wait."""
@@ -44,24 +48,35 @@ class Plan:
 
     def processes(self, network: Network) -> int:
         """How many processes Lava starts."""
-        fed = sum(getattr(s, "feedback", None) is not None for s in network.steps.values())
+        nodes = network.graph.nodes
+        fed = [nodes[n].feedback for n, s in network.steps.items() if fixed.routed(s, nodes[n])]
+        shares = sum(len(fixed.exponents(node)) - 1 for node in (*nodes.values(), *fed))
         held = {(s, self.arrival(network, n) - self.latency[s]) for n, came in network.sources.items() for s in came}
-        return len(self.process) + len(network.recorded) + fed + sum(slack > 0 for _, slack in held)
+        return len(self.process) + len(network.recorded) + len(fed) + shares + sum(slack > 0 for _, slack in held)
 
 
 def plan(network: Network) -> Plan:
     """Decide everything; raises Unsupported where the graph cannot run on Lava."""
     entering, leaving = _constants(network)
+    if network.integer:
+        fixed.check(network, entering)
     gain: dict[str, float] = {}
+    lif: dict[str, dict[str, Any]] = {}
     process = {}
     for name, step in network.steps.items():
-        if not isinstance(step, (Identity, Flatten)) or name == network.input:
+        if isinstance(step, (Identity, Flatten)) and name != network.input:
+            continue
+        if not network.integer or hop(step):
             process[name] = _process(network, name, step, entering[name], gain)
+        else:
+            found = fixed.lif(network, name, entering[name]) if step.neuron else None
+            process[name] = CUSTOM if found is None else STOCK
+            lif |= {} if found is None else {name: found}
     try:
         latency = latencies(network, lambda n: hop(network.steps[n]))
     except GraphError as e:
         raise Unsupported(f"target 'lava' cannot run this: {e}") from None
-    return Plan(latency, process, entering, leaving, gain)
+    return Plan(latency, process, entering, leaving, gain, lif)
 
 
 def hop(step: Step) -> int:
@@ -70,12 +85,25 @@ def hop(step: Step) -> int:
 
 
 def message_bits(network: Network, plan: Plan, name: str) -> int:
-    """0 (a message is a spike, or nothing) where every message into a node is 0 or 1, else 24."""
-    total = network.alphabets[network.sources[name][0]]
-    for other in network.sources[name][1:]:
-        total = total + network.alphabets[other]
+    """0 (a message is a spike, or nothing) where every message into a node is 0 or 1, else 24; or as the node says."""
+    step = network.steps[name]
     # behind a bias the alphabet holds it, and the message does not
-    return 0 if total.kind == "binary" and not plan.entering[name].any() else 24
+    if plan.entering[name].any():
+        return 24
+    if isinstance(step, IntLinear):
+        return step.message_bits
+    return 0 if fixed.arriving(network, name).kind == "binary" else 24
+
+
+def register(network: Network, plan: Plan, name: str, kind: str, rows: np.ndarray) -> np.ndarray:
+    """A neuron's register of the model, from what Lava's process held there ("v" or "u")."""
+    step = network.steps[name]
+    if plan.process[name] == CUSTOM or kind != "u":
+        return rows
+    if isinstance(step, IntFire):  # what comes with the input stood in Lava's bias
+        return rows + (plan.entering[name].astype(rows.dtype) << ALIGN)
+    assert isinstance(step, SynapseFire)
+    return rows if step.gain is None else rows / step.gain  # it stood in the weights
 
 
 def _constants(network: Network) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

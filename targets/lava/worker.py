@@ -1,7 +1,8 @@
 """Runs jobs on Lava: `python -m targets.lava.worker FOLDER`, inside Lava's environment and under its guard.
 
-FOLDER holds the jobs and their inputs (see `targets.lava`); the worker writes the outputs, and what it built.
-Several networks share one start, as parts that are not connected. On stdout: `progress done/total`, in engine steps.
+FOLDER holds the jobs and their inputs (see `targets.lava.jobs`); the worker writes the outputs, and what it built.
+Several networks share one start, as parts that are not connected: all in floating point, or all in fixed point.
+On stdout: `progress done/total`, in engine steps.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from targets.lava import JOBS, RESULTS, compat
+from targets.lava import compat
 from targets.lava.guard import guard
+from targets.lava.jobs import JOBS, RESULTS
 from targets.lava.plan import plan
 
 PIECE = 1.0  # seconds between two progress lines, about
@@ -26,6 +28,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     jobs = pickle.loads((folder / JOBS).read_bytes())
     compat.load()  # before anything imports Lava
+    compat.widen()
     from targets.lava.build import Build
     from targets.lava.processes.anchor import Anchor
 
@@ -39,22 +42,29 @@ def main() -> None:
         for name, file in job["outputs"].items():
             build.record(name, folder / file, job["samples"])
             constants.append((folder / file, planned.leaving[name]))
+        for name, files in job["registers"].items():
+            build.watch(name, {kind: folder / file for kind, file in files.items()}, job["samples"])
         results.append({"process": build.processes, "latency": planned.latency})
         total = max(total, job["samples"] * job["steps"] + max(planned.latency.values()))
-    _run(anchor, total)
+    integer, probe = jobs[0]["network"].integer, any(job["registers"] for job in jobs)
+    run(anchor, total, integer, probe)
     for path, constant in constants:
         if constant.any():
             rows = np.load(path, mmap_mode="r+")
-            rows += constant
+            rows += constant.astype(rows.dtype)
             rows.flush()
     (folder / RESULTS).write_text(json.dumps(results))
 
 
-def _run(process: Any, total: int) -> None:
+def run(process: Any, total: int, integer: bool, probe: bool) -> None:
+    """Run whatever is connected to a process for `total` engine steps, and tell how far it is."""
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
 
-    config = Loihi2SimCfg(select_tag="floating_pt")
+    from targets.lava.models import models
+
+    tag = "fixed_pt" if integer else "floating_pt"
+    config = Loihi2SimCfg(select_tag=tag, exception_proc_model_map=models(integer, probe))
     done, piece = 0, 1
     try:
         while done < total:

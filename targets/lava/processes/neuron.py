@@ -16,6 +16,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from eiexport.ops import Array, NumpyOps
 from eiexport.steps import Neuron, State, Step, bind
+from targets.lava.watch import Watch
 
 OPS = NumpyOps()
 
@@ -70,6 +71,7 @@ class AbstractPyStep(PyLoihiProcessModel):
         self.constant = proc_params["constant"]
         self.period, self.latency = proc_params["period"], proc_params["latency"]
         self.state: State = ()
+        self.watch = Watch(proc_params)
 
     def receive(self) -> tuple[np.ndarray, ...]:
         """What all in-ports bring, which must be taken at every step."""
@@ -91,6 +93,7 @@ class AbstractPyStep(PyLoihiProcessModel):
         if first := since % self.period == 0:
             self.state = self.step.init(OPS, (1, *self.shape))
         z, self.state = self.advance(first, *arrived)
+        self.watch.note(self.time_step - 1, {k: a[0] for k, a in zip(self.step.observed, self.state, strict=False)})
         self.out.send(z[0])
 
 
@@ -103,6 +106,14 @@ class PyStepNeuron(AbstractPyStep):
 
     def advance(self, first: bool, x: np.ndarray, *rest: np.ndarray) -> tuple[Array, State]:
         return self.step.step(OPS, self.driven(x), self.state)
+
+
+@implements(proc=StepNeuron, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyStepNeuronFixed(PyStepNeuron):
+    inp: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
 
 
 @implements(proc=StepGated, protocol=LoihiProtocol)
@@ -122,6 +133,15 @@ class PyStepGated(AbstractPyStep):
         # what a sample's first step is fed still comes from the sample before
         fed = self.resting if first else rest[0] + self.resting
         return self.step.settle(OPS, self.step.gated(OPS, self.driven(x), self.state, fed))
+
+
+@implements(proc=StepGated, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyStepGatedFixed(PyStepGated):
+    inp: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    fed: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
 
 
 @implements(proc=StepMap, protocol=LoihiProtocol)
