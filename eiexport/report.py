@@ -233,7 +233,7 @@ def raster(report: Report, row: Row, reference: Path, trace: Path) -> bytes:
         left.set_ylabel(f"{name}\n{len(shown)} of {total} neurons", fontsize=7)
         if not x.any() and not y.any():
             right.set_title("silent in this sample", fontsize=7, loc="right")
-    axes[0][0].set_title(f"{report.reference.name} (reference)", fontsize=9)
+    axes[0][0].set_title(report.title(report.reference), fontsize=9)
     axes[0][1].set_title(f"{row.name}: {row.status}", fontsize=9)
     for panel in axes[-1]:
         panel.set_xlabel("step", fontsize=8)

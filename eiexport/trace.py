@@ -244,7 +244,7 @@ def compare_entries(results: dict[str, NodeResult], a: Trace, b: Trace, sample: 
 
     Only nodes that both hold are compared. Raises TraceError where their shapes differ.
     """
-    for name in a.z.keys() & b.z.keys():
+    for name in (n for n in a.z if n in b.z):
         x, y = a.z[name], b.z[name]
         if x.shape != y.shape:
             raise TraceError(
@@ -253,8 +253,8 @@ def compare_entries(results: dict[str, NodeResult], a: Trace, b: Trace, sample: 
         result = results.setdefault(name, NodeResult())
         result.count(x, y)
         result.mismatches += _unequal(result, name, x, y, sample)
-    for kind in a.states.keys() & b.states.keys():
-        for name in a.states[kind].keys() & b.states[kind].keys():
+    for kind in (k for k in a.states if k in b.states):
+        for name in (n for n in a.states[kind] if n in b.states[kind]):
             x, y = a.states[kind][name], b.states[kind][name]
             if x.shape != y.shape:
                 raise TraceError(f"node {name!r}: {kind} has shape {x.shape} on one side, {y.shape} on the other")
