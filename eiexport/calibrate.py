@@ -9,22 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from eiexport import graph as graphs
 from eiexport.connections import Conv, Dense
 from eiexport.errors import GraphError
 from eiexport.graph import Network
-from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, grid_step, sign_mode_of
+from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, IntFire, IntGatedFire, grid_step, sign_mode_of
 from eiexport.neurons import GatedFire
 from eiexport.ops import NumpyOps
+from eiexport.plans import GatePlan, LayerPlan, Plan, WeightPlan, check_bits
 from eiexport.quantise import (
+    BIAS_MAX,
     EXP_MAX,
     VTH_MAX,
-    GatePlan,
     Layer,
-    LayerPlan,
-    Plan,
-    WeightPlan,
-    check_bits,
+    apply,
+    gate_units,
     layers,
+    mantissa,
+    message_unit,
 )
 from eiexport.steps import Step
 
@@ -64,10 +66,14 @@ def choose(network: Network, samples: Samples, bits: int, *, channels: bool = Fa
     Raises GraphError for bits outside 4..8 and for networks without integer meaning.
     """
     check_bits(bits)
+    if samples.lo == samples.hi == 0 and samples.nodes:
+        raise GraphError("the calibration data is all zero: give samples like those that will be run")
     scale, lo, hi = _input(network, samples, bits)
     found = layers(network, scale)
     chosen = {name: _layer(network, layer, samples, bits, channels) for name, layer in found.items()}
-    return Plan(bits, scale, lo, hi, chosen)
+    plan = Plan(bits, scale, lo, hi, chosen)
+    integer = graphs.check(apply(network, plan), alphabet=plan.alphabet)
+    return replace(plan, layers={n: replace(p, proven=_proven(integer, n)) for n, p in chosen.items()})
 
 
 def _input(network: Network, samples: Samples, bits: int) -> tuple[float, int, int]:
@@ -108,7 +114,10 @@ def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
     """The finest alpha = 2^-exponent at which the registers hold MARGIN times what the samples asked for."""
     largest = max(samples.nodes[layer.neuron].largest, float(np.abs(layer.fire.threshold).max()))
     exponent = math.floor(math.log2(TOP / (1 << ALIGN) / (MARGIN * max(largest, 1e-30))))
-    while np.abs(np.rint(layer.fire.threshold * 2.0**exponent)).max() > VTH_MAX:
+    lower = getattr(layer.fire, "lower", None)
+    thresholds = max(float(np.abs(t).max()) for t in (layer.fire.threshold, lower) if t is not None)
+    # thresholds have 17 bits, biases a mantissa of 12 and up to 7 more
+    while thresholds * 2.0**exponent > VTH_MAX or _largest_bias(layer) * 2.0**exponent > BIAS_MAX:
         exponent -= 1
     for weight in layer.weights.values():
         mode = sign_mode_of(weight)
@@ -122,7 +131,7 @@ def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
 def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels: bool) -> LayerPlan:
     exponent = _exponent(layer, samples, bits)
     weights = {c: _weights(network.steps[c], layer, c, exponent, samples, bits, channels)[0] for c in layer.weights}
-    gates: dict[str, GatePlan] = {}
+    gates: dict[str, Any] = {}
     if isinstance(layer.step, GatedFire):
         seen = samples.nodes[layer.neuron]
         if layer.step.feedback is not None:
@@ -131,28 +140,33 @@ def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels
             gates["balance"] = _balance(layer.neuron, layer.step.balance, seen, exponent, bits)
     largest = max(samples.nodes[layer.neuron].largest, 1e-30)
     headroom = TOP / (1 << ALIGN) / (largest * 2.0**exponent)
-    return LayerPlan(exponent, weights, **gates, headroom=headroom, proven=_proven(network, layer, exponent))
+    most = _largest_bias(layer) * 2.0**exponent
+    # room for a bit of growth in fine-tuning
+    bias_exp = ALIGN + max(0, math.ceil(math.log2(max(most, 1e-30) / (BIAS_MAX / 2))))
+    return LayerPlan(exponent, weights, **gates, headroom=headroom, bias_exp=bias_exp)
 
 
-def _proven(network: Network, layer: Layer, exponent: int) -> bool:
-    """True where the float alphabets alone bound current and membrane within the registers."""
-    fire = layer.fire
-    decay = float(np.max(getattr(fire, "decay", 0.0)))
-    decay_u = float(np.max(getattr(fire, "decay_u", 0.0) if getattr(fire, "decay_u", None) is not None else 0.0))
-    if decay >= 1 or decay_u >= 1:
+def _largest_bias(layer: Layer) -> float:
+    """Of the neurons' own registers."""
+    parts = [b for c, b in layer.biases.items() if b is not None and layer.carried[c]]
+    own = getattr(layer.fire, "bias", None)
+    return sum(float(np.abs(b).max()) for b in (*parts, *(() if own is None else (own,))))
+
+
+def _proven(network: Network, name: str) -> bool:
+    """True where the alphabets alone bound u and v of an integer network's population within the registers."""
+    step = network.steps[name]
+    fire = step.inner if isinstance(step, IntGatedFire) else step
+    assert isinstance(fire, IntFire)
+    total = [network.alphabets[s] for s in network.sources[name]]
+    if any(a.kind == "real" for a in total):
+        return False
+    u = (1 << ALIGN) * max(-sum(a.lo for a in total), sum(a.hi for a in total))
+    kept = [0.0 if k is None else float(np.max(k)) / (1 << UNITY) for k in (fire.keep_u, fire.keep_v)]
+    if max(kept) >= 1:
         return False  # an integrator has no bound of its own
-    total = 0.0
-    for c, weight in layer.weights.items():
-        a = network.alphabets[network.sources[c][0]]
-        if not math.isfinite(a.hi - a.lo):
-            return False
-        reach = max(-a.lo, a.hi)
-        rows = np.abs(weight).reshape(len(weight), -1).sum(1)
-        bias = layer.biases[c]
-        total += float(rows.max()) * reach + (0.0 if bias is None else float(np.abs(bias).max()))
-    bias = getattr(fire, "bias", None)
-    total += 0.0 if bias is None else float(np.abs(bias).max())
-    return total / (1 - decay_u) / (1 - decay) * 2.0**exponent < TOP / (1 << ALIGN)
+    u /= 1 - kept[0]
+    return (u + (0.0 if fire.bias is None else float(np.abs(fire.bias).max()))) / (1 - kept[1]) <= TOP
 
 
 def _weights(
@@ -197,8 +211,8 @@ def _gate_weights(step: Any, bits: int) -> tuple[WeightPlan, int]:
     """(plan, exponent): gates stand alone, so the finest scale that clips nothing."""
     mode = sign_mode_of(step.weight)
     top = max(map(abs, WeightPlan(0, mode, bits).limits))
-    largest = float(np.abs(step.weight).max())
-    return WeightPlan(0, mode, bits), math.floor(math.log2(top / largest)) if largest else 0
+    largest = max(float(np.abs(step.weight).max()), top * 2.0**-16)
+    return WeightPlan(0, mode, bits), math.floor(math.log2(top / largest))
 
 
 def _feedback(step: Any, seen: Observed, bits: int) -> GatePlan:
@@ -263,14 +277,30 @@ def twin(network: Network, plan: Plan, names: Collection[str]) -> Network:
             assert isinstance(step, Dense | Conv)
             units = chosen.connections[c].units(weight * 2.0**chosen.exponent) * chosen.alpha
             rows = layer.factors[c].reshape(-1, *[1] * (weight.ndim - 1))
-            steps[c] = replace(step, weight=np.where(rows != 0, units / np.where(rows != 0, rows, 1), 0.0))
+            bias = None if step.bias is None else _rounded_bias(layer, c, chosen)
+            steps[c] = replace(step, weight=np.where(rows != 0, units / np.where(rows != 0, rows, 1), 0.0), bias=bias)
         steps[name] = _rounded(layer, chosen)
     return replace(network, steps=steps)
 
 
+def _rounded_bias(layer: Layer, name: str, plan: LayerPlan) -> np.ndarray:
+    """A connection's float bias as its integers mean it."""
+    bias, factor = layer.biases[name], layer.factors[name] / layer.units[name]
+    assert bias is not None
+    units = bias / plan.alpha
+    step = 2.0 ** (plan.bias_exp - ALIGN)
+    whole = mantissa(units, plan.bias_exp) * step if layer.carried[name] else np.rint(units)
+    return np.where(factor != 0, whole * plan.alpha / np.where(factor != 0, factor, 1), 0.0)
+
+
 def _rounded(layer: Layer, plan: LayerPlan) -> Step:
-    fire = layer.fire
+    fire: Any = layer.fire
     changed: dict[str, Any] = {"threshold": np.rint(fire.threshold / plan.alpha) * plan.alpha}
+    if getattr(fire, "lower", None) is not None:
+        changed["lower"] = np.rint(fire.lower / plan.alpha) * plan.alpha
+    if getattr(fire, "bias", None) is not None:
+        step = plan.alpha * 2.0 ** (plan.bias_exp - ALIGN)
+        changed["bias"] = mantissa(fire.bias / plan.alpha, plan.bias_exp) * step
     for key in ("decay", "decay_u"):
         if getattr(fire, key, None) is not None:
             changed[key] = np.rint(getattr(fire, key) * (1 << UNITY)) / (1 << UNITY)
@@ -281,6 +311,9 @@ def _rounded(layer: Layer, plan: LayerPlan) -> Step:
     for key in ("feedback", "balance"):
         step, chosen = getattr(layer.step, key), getattr(plan, key)
         if step is not None:
-            units = chosen.weight.units(step.weight * 2.0**chosen.exponent)
-            gates[key] = replace(step, weight=units * 2.0**-chosen.exponent)
+            unit = message_unit(plan) if key == "balance" else 1.0
+            bias = None if step.bias is None else step.bias * 2.0**chosen.exponent / unit
+            weight, bias = gate_units(chosen, step.weight * 2.0**chosen.exponent, bias)
+            scaled = None if bias is None else (bias * unit * 2.0**-chosen.exponent).reshape(np.shape(step.bias))
+            gates[key] = replace(step, weight=weight * 2.0**-chosen.exponent, bias=scaled)
     return replace(layer.step, inner=inner, **gates)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def _export(
     from eiexport import report
     from eiexport.console import bar
     from eiexport.model import open_graph
-    from eiexport.session import export
+    from eiexport.session import GRAPHS, export
 
     if path.is_dir():
         from eitrain.export import open_run
@@ -130,6 +130,9 @@ def _export(
             raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
         model = open_graph(path, source, samples, calibration)
         folder = out or path.with_name(f"{path.stem}-export")
+    for given in (p.resolve() for p in (path, source, calibration) if p is not None and p.is_file()):
+        if given.parent == folder.resolve() and given.name in GRAPHS:
+            raise ExportError(f"{given.name} lies in --out {folder} and would be overwritten; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: exists and is no folder; choose another --out")
     with bar() as progress:
@@ -145,11 +148,12 @@ def _compare(first: Path, second: Path) -> int:
 
     results, remarks = compare_files(first, second)
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "entries", "differ", "spikes A", "spikes B"):
+    for column in ("node", "entries", "differ", "registers", "differ", "spikes A", "spikes B"):
         table.add_column(column, justify="left" if column == "node" else "right")
     for name, r in results.items():
         mark = f"{name} (silent)" if r.silent else name
-        table.add_row(Text(mark), f"{r.entries:,}", f"{r.mismatches:,}", f"{r.spikes:,}", f"{r.spikes_reference:,}")
+        counts = (r.entries, r.mismatches, r.state_entries, r.state_mismatches, r.spikes, r.spikes_reference)
+        table.add_row(Text(mark), *(f"{n:,}" for n in counts))
     console.print(table)
     for text in remarks:
         console.print(text, markup=False)

@@ -37,16 +37,13 @@ def grid_step(bits: int, sign_mode: str) -> int:
 
 def grid_limits(bits: int, sign_mode: str) -> tuple[int, int]:
     """Smallest and largest weight of the format: mixed -256..256 - step, else 0..255 and its mirror image."""
-    step = grid_step(bits, sign_mode)
-    lo, hi = (-256 if sign_mode == "mixed" else 0), 256 - step
+    lo, hi = (-256 if sign_mode == "mixed" else 0), 256 - grid_step(bits, sign_mode)
     return (-hi, 0) if sign_mode == "inhibitory" else (lo, hi)
 
 
 def sign_mode_of(weight: np.ndarray) -> str:
     """All >= 0: excitatory, all <= 0: inhibitory, else mixed."""
-    if (weight >= 0).all():
-        return "excitatory"
-    return "inhibitory" if (weight <= 0).all() else "mixed"
+    return "excitatory" if (weight >= 0).all() else "inhibitory" if (weight <= 0).all() else "mixed"
 
 
 def synapse_words(weight: np.ndarray, bits: int, sign_mode: str) -> np.ndarray:
@@ -54,8 +51,7 @@ def synapse_words(weight: np.ndarray, bits: int, sign_mode: str) -> np.ndarray:
 
     Dropping rounds down for mixed and excitatory words, toward zero for inhibitory ones, whose magnitude is stored.
     """
-    flip = -1 if sign_mode == "inhibitory" else 1
-    step = grid_step(bits, sign_mode)
+    flip, step = -1 if sign_mode == "inhibitory" else 1, grid_step(bits, sign_mode)
     clipped = np.clip(flip * weight, -256 if sign_mode == "mixed" else 0, 255)
     return flip * np.floor(clipped / step) * step
 
@@ -441,8 +437,7 @@ def _dense(node: Any, clock: Clock) -> IntDenseStep:
 
 
 def _conv(node: Any, clock: Clock) -> IntConvStep:
-    shape = np.shape(node.weight)
-    axes = len(shape) - 2
+    shape, axes = np.shape(node.weight), np.ndim(node.weight) - 2
     if axes not in (1, 2) or 0 in shape:
         raise GraphError(f"weight must have 3 or 4 axes (out, in / groups, kernel), found {shape}")
     groups = _number(node, "groups", 1, max(1, shape[0]))

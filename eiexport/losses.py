@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from eiexport.graph import Network
-from eiexport.quantise import Layer, LayerPlan, Plan, WeightPlan, layers
+from eiexport.plans import LayerPlan, Plan, WeightPlan
+from eiexport.quantise import Layer, layers
 from eiexport.trace import Trace
 
 

@@ -6,6 +6,7 @@ Belongs to the command line, like `session`: it runs networks, so it imports `ta
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ from eiexport import calibrate, graph, losses, quantise
 from eiexport.errors import ExportError
 from eiexport.files import replacing
 from eiexport.graph import Network
+from eiexport.integers import IntFire
 from eiexport.losses import Quantisation
 from eiexport.model import FlatView, Model
-from eiexport.quantise import Plan
+from eiexport.plans import Plan, check_bits
 from eiexport.report import Report
 from eiexport.trace import TraceFile
 
@@ -49,14 +51,25 @@ class Lowered:
             temporary.write_text(json.dumps(self.plan.to_json(), indent=2) + "\n")
         network = graph.check(self.graph, alphabet=self.plan.alphabet)
         size = max(1, session.size // 3)  # registers are recorded beside the spikes
-        encoded = (self.plan.encode(x).astype(np.float32) for x in _pieces(session.x, size))
-        _write_input(encoded, network, out / "input.h5", len(session.x), progress)
+        outside = 0
+
+        def encoded() -> Iterator[np.ndarray]:
+            nonlocal outside
+            for x in _pieces(session.x, size):
+                whole = np.rint(x / self.plan.input_scale)
+                outside += int(((whole < self.plan.input_lo) | (whole > self.plan.input_hi)).sum())
+                yield self.plan.encode(x).astype(np.float32)
+
+        _write_input(encoded(), network, out / "input.h5", len(session.x), progress)
+        notes = [*notes, *self._remarks(model, network, outside / math.prod(session.x.shape))]
         with TraceFile(out / "input.h5") as file:
             inner = Session(model, network, FlatView(file, network.input), settings, size, progress)
             result = inner.compare(names, notes)
             if model.integer_trace is not None:
                 result.rows.insert(0, inner.trained(model.integer_trace, result.reference))
         result.float_row = before
+        if not (before.ok and result.reference.ok):
+            return result  # there is nothing to compare yet; the rows say why
         found = Quantisation(self.plan, self.calibrated_on, losses.of_weights(session.network, self.plan))
         found.accuracy_float, found.accuracy_int = before.accuracy, result.reference.accuracy
         found.budget = settings.budget
@@ -75,6 +88,21 @@ class Lowered:
         result.quantisation = found
         return result
 
+    def _remarks(self, model: Model, network: Network, outside: float) -> Iterator[str]:
+        """What the user should know of the plan."""
+        if self.calibrated_on and model.own_calibration:
+            yield "scales were chosen on the tested input itself: give --calibration FILE for an honest measure"
+        if outside:
+            yield f"{100 * outside:.2g} % of the input lay outside what calibration had seen, and was clipped"
+        for name, step in network.steps.items():
+            fire = getattr(step, "inner", step)
+            if isinstance(fire, IntFire):
+                if not np.asarray(fire.threshold).any():
+                    yield f"node {name!r}: every threshold rounds to 0 against its currents; is it meant so small?"
+                weights = [vars(network.steps[c])["weight"] for c in self.plan.layers[name].connections]
+                if not any(w.any() for w in weights):
+                    yield f"node {name!r}: every weight rounds to 0 against its thresholds; are these so far apart?"
+
 
 def _pieces(x: FlatView, size: int) -> Iterator[np.ndarray]:
     return (x[i : i + size] for i in range(0, len(x), size))
@@ -89,7 +117,16 @@ def lower(
     to calibrate on.
     """
     if settings.quantize is not None:
-        quantise.check_bits(settings.quantize)
+        check_bits(settings.quantize)
+    lowered = _lower(model, network, settings, progress)
+    if settings.budget is not None and (lowered is None or model.labels is None):
+        raise ExportError("--budget counts accuracy that quantisation costs: it needs --quantize and a run folder")
+    return lowered
+
+
+def _lower(
+    model: Model, network: Network, settings: Settings, progress: Callable[[str, int, int], None]
+) -> Lowered | None:
     if network.integer:
         if settings.quantize is not None:
             raise ExportError("the graph is an integer graph already: leave --quantize out")
@@ -97,6 +134,8 @@ def lower(
     plan, used = model.plan, 0
     if plan is not None and settings.quantize not in (None, plan.bits):
         raise ExportError(f"the run was trained for {plan.bits} bits: leave --quantize {settings.quantize} out")
+    if plan is not None and settings.channels:
+        raise ExportError("the run was trained with a scale a layer: leave --per-channel out")
     if plan is None:
         if settings.quantize is None:
             return None

@@ -13,7 +13,7 @@ from eiexport import graph
 from eiexport.alphabet import Alphabet, interval
 from eiexport.errors import ExportError, TraceError
 from eiexport.ops import Ints
-from eiexport.quantise import Plan
+from eiexport.plans import Plan
 from eiexport.trace import TraceFile
 
 
@@ -23,7 +23,7 @@ class Model:
 
     notes: what the user should know, in words.
     trace: the trained network's spikes for a piece of input, in float64; None for a bare graph.
-    calibration(count): encoded samples to choose scales by, not those that are tested.
+    calibration(count): encoded samples to choose scales by; own_calibration: they are the tested ones.
     plan: what quantisation-aware training used; integer_trace: its own forward pass for whole-number input.
     """
 
@@ -37,6 +37,7 @@ class Model:
     calibration: Callable[[int], Iterator[np.ndarray]] | None = None
     plan: Plan | None = None
     integer_trace: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+    own_calibration: bool = False
 
 
 def open_graph(path: Path, source: Path, samples: int | None, calibration: Path | None = None) -> Model:
@@ -66,7 +67,7 @@ def open_graph(path: Path, source: Path, samples: int | None, calibration: Path 
     def calibrating(most: int) -> Iterator[np.ndarray]:
         return (np.asarray(other[i : min(i + 50, most)]) for i in range(0, min(most, len(other)), 50))
 
-    return Model(path.name, found, count, chunks, calibration=calibrating)
+    return Model(path.name, found, count, chunks, calibration=calibrating, own_calibration=calibration is None)
 
 
 def _load_input(source: Path) -> np.ndarray | FlatView:

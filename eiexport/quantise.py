@@ -14,14 +14,14 @@ the input's scale) is multiplied into the weights before they are rounded.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nir
 import numpy as np
 
 from eiexport import graph as graphs
-from eiexport.alphabet import Alphabet, interval
+from eiexport.alphabet import Alphabet
 from eiexport.connections import Conv, Dense, Flatten, Identity, Pool, Scale
 from eiexport.errors import GraphError
 from eiexport.graph import Network
@@ -35,136 +35,15 @@ from eiexport.integers import (
     IntDense,
     IntGatedLIF,
     grid_step,
-    sign_mode_of,
 )
 from eiexport.neurons import Delay, GatedFire, LeakyFire, SynapseFire, Threshold
 from eiexport.ops import NumpyOps
+from eiexport.plans import GatePlan, LayerPlan, Plan, WeightPlan
 from eiexport.steps import Step
 
-BITS = range(4, 9)
 VTH_MAX = (1 << 17) - 1
 BIAS_MAX = (1 << 12) - 1  # mantissa, 13 bits with sign
 EXP_MAX = 7  # largest weight exponent of a synapse
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """How a connection's weights are rounded: level * 2^shift units of alpha; shift: one, or one an output channel."""
-
-    shift: int | tuple[int, ...]
-    sign_mode: str
-    bits: int
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """Smallest and largest level; symmetric where both signs occur."""
-        if self.sign_mode == "mixed":
-            top = (1 << (self.bits - 1)) - 1
-            return -top, top
-        top = (1 << self.bits) - 1
-        return (0, top) if self.sign_mode == "excitatory" else (-top, 0)
-
-    def units(self, weight: Any) -> Any:
-        """Weights in units of alpha as whole numbers on this grid; NumPy arrays or torch tensors, (O, ...)."""
-        factor: Any = 2.0 ** np.asarray(self.shift, np.float64)
-        if factor.ndim:
-            factor = factor.reshape(-1, *[1] * (weight.ndim - 1))
-            factor = factor if isinstance(weight, np.ndarray) else weight.new_tensor(factor)
-        else:
-            factor = float(factor)
-        lo, hi = self.limits
-        return (weight / factor).round().clip(lo, hi) * factor
-
-
-@dataclass(frozen=True)
-class GatePlan:
-    """A gate: weights in steps of 2^-exponent; feedback: shift from sums to indices; balance: from v to messages."""
-
-    weight: WeightPlan
-    exponent: int
-    shift: int
-    message_bits: int = 0
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One population: alpha = 2^-exponent, its connections, its gates. proven: bounds alone exclude overflow."""
-
-    exponent: int
-    connections: dict[str, WeightPlan]
-    feedback: GatePlan | None = None
-    balance: GatePlan | None = None
-    headroom: float = math.inf  # register's range over the largest value seen in calibration
-    proven: bool = False
-
-    @property
-    def alpha(self) -> float:
-        return 2.0**-self.exponent
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All numbers that quantisation chose; what is stored beside a run and used again exactly."""
-
-    bits: int
-    input_scale: float  # float value of one unit of the integer input
-    input_lo: int
-    input_hi: int
-    layers: dict[str, LayerPlan] = field(default_factory=dict)
-
-    @property
-    def alphabet(self) -> Alphabet:
-        return interval(min(0, self.input_lo), max(0, self.input_hi), True)
-
-    def encode(self, x: Any) -> Any:
-        """Float input as whole numbers, NumPy array or torch tensor."""
-        return (x / self.input_scale).round().clip(self.input_lo, self.input_hi)
-
-    def to_json(self) -> dict[str, Any]:
-        d = asdict(self)
-        for layer in d["layers"].values():
-            layer["headroom"] = layer["headroom"] if math.isfinite(layer["headroom"]) else None
-        return d
-
-
-def plan_from_json(d: Any) -> Plan:
-    """A stored plan; raises GraphError in one line for anything else."""
-
-    def weight(w: dict[str, Any]) -> WeightPlan:
-        shift = w["shift"]
-        return WeightPlan(tuple(shift) if isinstance(shift, list) else int(shift), str(w["sign_mode"]), int(w["bits"]))
-
-    def gate(g: dict[str, Any] | None) -> GatePlan | None:
-        if g is None:
-            return None
-        return GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
-
-    try:
-        layers = {
-            name: LayerPlan(
-                int(p["exponent"]),
-                {k: weight(w) for k, w in p["connections"].items()},
-                gate(p["feedback"]),
-                gate(p["balance"]),
-                math.inf if p["headroom"] is None else float(p["headroom"]),
-                bool(p["proven"]),
-            )
-            for name, p in d["layers"].items()
-        }
-        scale, lo, hi = float(d["input_scale"]), int(d["input_lo"]), int(d["input_hi"])
-        plan = Plan(check_bits(int(d["bits"])), scale, lo, hi, layers)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise GraphError(f"not a quantisation plan ({type(e).__name__}: {e})") from None
-    if not (math.isfinite(scale) and scale > 0 and lo <= hi):
-        raise GraphError(f"not a quantisation plan: input scale {scale}, range {lo} to {hi}")
-    return plan
-
-
-def check_bits(bits: int) -> int:
-    """The bits; raises GraphError outside 4..8."""
-    if bits not in BITS:
-        raise GraphError(f"--quantize {bits}: weights take {BITS[0]} to {BITS[-1]} bits")
-    return bits
 
 
 # --- how a float network is built, as far as quantisation cares
@@ -220,6 +99,8 @@ def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer]:
             layer.biases[name] = None if step.bias is None else step.bias * (gain / units[name])
             # behind a pool or a delay, or within a gate or a synaptic memory, a bias is not the neuron's own
             layer.carried[name] = direct and isinstance(layer.step, LeakyFire | Threshold)
+    if not found:
+        raise GraphError("the network has no spiking neurons, so there is nothing to quantise")
     for name, layer in found.items():
         if not layer.weights:
             raise GraphError(
@@ -234,7 +115,7 @@ def _kind(network: Network, name: str) -> str:
 
 def _verify(network: Network, name: str, step: Step) -> None:
     fire = step.inner if isinstance(step, GatedFire) else step
-    if getattr(fire, "v_reset", None) is not None:
+    if getattr(fire, "v_reset", None) is not None and fire.reset_mode == "zero":  # type: ignore[attr-defined]
         raise GraphError(f"node {name!r}: v_reset must be 0 in integers; shift the membrane's origin")
     if getattr(fire, "lower", None) is not None and fire.reset_mode == "subtract":  # type: ignore[attr-defined]
         raise GraphError(f"node {name!r}: two thresholds with reset 'subtract' have no integer kind; use 'zero'")
@@ -290,8 +171,9 @@ def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
         gain = gain if value is None else gain * value
     if not gain.ndim:
         return np.full(len(step.weight), float(gain))
-    rows = gain.reshape(len(step.weight), -1) if gain.shape[0] == len(step.weight) else gain.reshape(1, -1)
-    if gain.shape[0] != len(step.weight) or (rows != rows[:, :1]).any():
+    turned = np.moveaxis(gain, -1 if isinstance(step, Dense) else 0, 0)  # outputs first
+    rows = turned.reshape(len(turned), -1)
+    if len(rows) != len(step.weight) or (rows != rows[:, :1]).any():
         raise GraphError(f"node {neuron!r}: its gain differs within a channel; multiply it into the weights")
     return rows[:, 0]
 
@@ -356,6 +238,8 @@ def message_bits(a: Alphabet) -> int:
 
 
 def _whole(a: Any, dtype: Any = np.int32) -> np.ndarray:
+    if a.size and np.abs(a).max() > np.iinfo(dtype).max:
+        raise GraphError(f"a value of {np.abs(a).max():g} units is more than the integers hold: rescale the network")
     return np.rint(a).astype(dtype)
 
 
@@ -387,21 +271,21 @@ def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:
     shape = network.shapes[name]
     scale = 2.0**plan.exponent
     threshold = np.rint(fire.threshold * scale)
+    lower = getattr(fire, "lower", None)
     if np.abs(threshold).max() > VTH_MAX:
         raise GraphError(f"node {name!r}: threshold {np.abs(threshold).max():g} is more than {VTH_MAX} (17 bits)")
     own = getattr(fire, "bias", None)
     bias = np.zeros(shape) if own is None else np.broadcast_to(own, shape)
     for c, b in layer.biases.items():
         if b is not None and layer.carried[c]:
-            bias = bias + b.reshape(-1, *[1] * (len(shape) - 1))
-    mant, exp = _mantissa(bias * scale)
-    lower = getattr(fire, "lower", None)
+            bias = bias + over_neurons(network.steps[c], b, len(shape))
+    mant = _whole(mantissa(bias * scale, plan.bias_exp))
     lif = IntCubaLIF(
         vth=np.broadcast_to(_whole(threshold), shape).copy(),
         du=_kept(getattr(fire, "decay_u", None), 4095),
         dv=np.array(1 << UNITY) if isinstance(fire, Threshold) else _kept(fire.decay, 4096),
-        bias_mant=mant,
-        bias_exp=np.array(exp),
+        bias_mant=mant if mant.any() else np.array(0, np.int32),
+        bias_exp=np.array(plan.bias_exp),
         compare=getattr(fire, "compare", "gt"),
         reset=getattr(fire, "reset_mode", "zero"),
         lower=None if lower is None else np.broadcast_to(_whole(lower * scale), shape).copy(),
@@ -427,9 +311,11 @@ def message_unit(plan: LayerPlan) -> float:
 
 def gate_node(step: Any, plan: GatePlan, unit: float, bits: int) -> Any:
     """A gate's connection: weights in steps of 2^-exponent, its bias in the unit of the sums, 2^-exponent * unit."""
-    node = _connection(step, step.weight, None, plan.weight, plan.exponent)
-    bias = np.zeros(len(step.weight)) if step.bias is None else step.bias * 2.0**plan.exponent / unit
-    return replace(node, bias=_whole(bias), message_bits=0 if bits == 1 else bits)
+    bias = None if step.bias is None else step.bias * 2.0**plan.exponent / unit
+    units, rounded = gate_units(plan, step.weight * 2.0**plan.exponent, bias)
+    node = _connection(step, units, None, plan.weight, 0)
+    whole = np.zeros(len(units)) if rounded is None else rounded
+    return replace(node, bias=_whole(whole), message_bits=0 if bits == 1 else bits)
 
 
 def gate_table(plan: GatePlan) -> np.ndarray:
@@ -444,20 +330,30 @@ def _kept(decay: Any, unity: int) -> np.ndarray:
     return np.asarray(unity - keep).astype(np.int32)
 
 
-def _mantissa(bias: np.ndarray) -> tuple[np.ndarray, int]:
-    """(mantissa, exponent) of a bias in input units; exponent 6, as netx has it, unless 13 bits do not hold it."""
-    exponent = ALIGN
-    while np.abs(np.rint(bias * 2.0 ** (ALIGN - exponent))).max(initial=0) > BIAS_MAX:
-        exponent += 1
-    mant = _whole(bias * 2.0 ** (ALIGN - exponent))
-    return (mant if mant.any() else np.array(0, np.int32)), exponent
+def mantissa(bias: Any, exponent: int) -> Any:
+    """Mantissa of a bias in input units, for NumPy arrays or torch tensors; saturates at 13 bits."""
+    return (bias * 2.0 ** (ALIGN - exponent)).round().clip(-BIAS_MAX, BIAS_MAX)
 
 
-def sign_modes(layer: Layer) -> dict[str, str]:
-    """Sign mode of each connection of a population."""
-    return {c: sign_mode_of(w) for c, w in layer.weights.items()}
+def over_neurons(step: Step, bias: Any, axes: int) -> Any:
+    """One number an output, as it lies over a population: a convolution's channels come first, a dense layer's last."""
+    return bias if isinstance(step, Dense) else bias.reshape(-1, *[1] * (axes - 1))
 
 
-def register_limit() -> float:
-    """Largest input current that the registers hold, in units of alpha."""
-    return TOP / (1 << ALIGN)
+def gate_units(plan: GatePlan, weight: Any, bias: Any = None) -> tuple[Any, Any]:
+    """(weights, bias) of a gate in units of its sums, NumPy arrays or torch tensors, (O, ...) and (O,).
+
+    Rows whose sums of messages could outgrow the accumulator are scaled down to it: training may let them grow.
+    """
+    units, top = plan.weight.units(weight), float((1 << max(plan.message_bits - 1, 0)) - 1) or 1.0
+    if bias is not None:
+        bias = bias.round().clip(-(TOP // 2), TOP // 2)
+    room = TOP - (0.0 if bias is None else float(abs(bias).max()))
+    if float(abs(units).reshape(len(units), -1).sum(1).max()) * top > room:
+        taps = math.prod(weight.shape[1:])
+        reach = abs(weight).reshape(len(weight), -1).sum(1) + 1e-30
+        # rounding adds half a unit a tap at most
+        scale = ((room / top - taps / 2) / reach).clip(0.0, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+        scale = scale * 4096 // 1 / 4096  # the same in whichever order the row was summed
+        units = plan.weight.units(weight * scale)
+    return units, bias

@@ -26,6 +26,8 @@ from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
 
 Progress = Callable[[str, int, int], None]
+GRAPHS = ("model.nir", "model_float.nir", "input.h5", "input_float.h5")
+MADE = (*GRAPHS, "model.net", "program.loihi.h5", "plan.json", "report.json", "report.html")
 TRAINED, FLOAT = "trained", "float"  # rows and traces of the trained network's own run, and of the float network
 
 
@@ -64,14 +66,14 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     """
     from targets import base
 
-    names = _expand(settings.targets)
+    names = list(dict.fromkeys(settings.targets))
     for name in names:
         settings.target(name)  # an unknown name or device is refused before anything is written
     prepared, notes = passes.insert_delays(model.graph, settings.dt, settings.integrator)
     network = graph.check(prepared, settings.dt, settings.integrator)
     quantised = lower(model, network, settings, progress)
-    if network.integer or quantised is not None:
-        names = [n for n in names if n != "torch32"]  # float32 does not hold the integers
+    if not network.integer and quantised is None:
+        names = _expand(names)
     first = next(model.chunks(1))
     base.check_input(network, first)
 
@@ -85,7 +87,7 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         if fresh and out.is_dir():  # refused: leave nothing behind
             out.rmdir()
         raise
-    _clear(out, (*base.REGISTRY, TRAINED, FLOAT))
+    _clear(out, (*base.REGISTRY, TRAINED, FLOAT), out / entered)
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
     graph.write(_stamped(prepared, network), out / ("model.nir" if quantised is None else "model_float.nir"))
     notes = [*model.notes, *notes]
@@ -99,12 +101,12 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     return result
 
 
-def _clear(out: Path, names: Sequence[str]) -> None:
+def _clear(out: Path, names: Sequence[str], kept: Path) -> None:
     """Remove what an earlier export left: it must not stand beside this one's results. No other file is touched."""
     ours = [f for n in names for f in (f"traces/{n}.h5", f"raster-{n}.png")]
-    made = ("model.nir", "model_float.nir", "model.net", "program.loihi.h5", "plan.json", "layers.png")
-    for file in ("report.json", "report.html", *made, *ours):
-        (out / file).unlink(missing_ok=True)
+    for file in (out / f for f in (*MADE, *ours) if f != "input.h5"):
+        if file != kept:
+            file.unlink(missing_ok=True)
 
 
 def _stamped(prepared: nir.NIRGraph, network: Network) -> nir.NIRGraph:
@@ -181,7 +183,8 @@ class Session:
     ) -> Row:
         """The training code's own run."""
         against = "the graph" if reference is None else reference.name
-        row = Row(name, "equal", against, evidence="training code, float64")
+        kind = "integers" if self.network.integer else "float64"
+        row = Row(name, "equal", against, evidence=f"training code, {kind}")
 
         def run() -> Iterator[Trace]:
             for start in range(0, len(self.x), self.size):

@@ -156,6 +156,12 @@ class TraceFile:
         shape = tuple(int(n) for n in self.nodes[name].attrs.get("shape", (flat,)))
         return shape if math.prod(shape) == flat else (flat,)
 
+    def registers(self, name: str) -> set[str]:
+        """Observables beside z that cover the same steps."""
+        z = self.nodes[name]
+        found = {k for k, group in z.parent.items() if "data" in group and group["data"].shape == z["data"].shape}
+        return found - {"z"}
+
     def first_step(self, name: str) -> int:
         return int(self.nodes[name].attrs.get("t0", 0))
 
@@ -169,10 +175,9 @@ class TraceFile:
         """Some samples, with the registers that were recorded."""
         found: dict[str, dict[str, np.ndarray]] = {"z": {}}
         for name, z in self.nodes.items():
-            for kind, group in z.parent.items():
-                if "data" in group and group["data"].shape == z["data"].shape:
-                    a = group["data"][part]
-                    found.setdefault(kind, {})[name] = a.reshape(*a.shape[:2], *self.shape(name))
+            for kind in ("z", *sorted(self.registers(name))):
+                a = z.parent[kind]["data"][part]
+                found.setdefault(kind, {})[name] = a.reshape(*a.shape[:2], *self.shape(name))
         return Trace(found.pop("z"), self.dt, states=found)
 
 
@@ -190,6 +195,8 @@ class Divergence:
 
     def __str__(self) -> str:
         where = f"node {self.node!r}, step {self.step}, neuron {self.neuron}, sample {self.sample}"
+        if self.why.startswith("register"):
+            return f"{where}: {self.why} holds {self.value:g}, expected {self.expected:g}"
         return f"{where}: sent {self.value:g}, expected {self.expected:g}" + (f" ({self.why})" if self.why else "")
 
 
@@ -287,6 +294,10 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
         if a.samples != b.samples:
             raise TraceError(f"{first} holds {a.samples} samples, {second} {b.samples}")
         remarks = [f"node {n!r} is in one file only" for n in sorted(a.nodes.keys() ^ b.nodes.keys())]
+        for n in shared:
+            registers = (a.registers(n), b.registers(n))
+            if odd := sorted(registers[0] ^ registers[1]):
+                remarks.append(f"node {n!r}: register {odd[0]} is in one file only, or of another length there")
         if not math.isclose(a.dt, b.dt, rel_tol=1e-6):
             remarks.append(f"dt is {a.dt:g} in {a.path.name} and {b.dt:g} in {b.path.name}")
         for (sample, x), (_, y) in zip(a.chunks(size), b.chunks(size), strict=True):

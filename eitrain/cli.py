@@ -54,7 +54,9 @@ def fit(
     ] = None,
 ) -> None:
     """Train a recipe; without arguments, BackEISNN on scikit-learn's digits."""
+    from eiexport.plans import BITS
     from eitrain import figures, recipes
+    from eitrain.errors import TrainError
     from eitrain.fit import Fitting
     from eitrain.runs import Run
 
@@ -65,6 +67,8 @@ def fit(
         given += [f"{k}={v}" for k, v in named if v not in ("", None)]
         known = path if resume else start_from
         chosen = Run(known).recipe() if known and not recipe else recipes.find(recipe or recipes.DEFAULT)
+        if quantize is not None and quantize not in BITS:
+            raise TrainError(f"--quantize {quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
         if quantize is not None and not resume:
             chosen = recipes.fine_tuning(chosen, from_weights=start_from is not None)
         chosen = recipes.adjust(chosen, given)
@@ -90,7 +94,7 @@ def fit(
             console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}; raise init_gain")
         console.print(
             f"run folder: {path}\n"
-            f"next: eiexport {shlex.quote(str(path))} --target reference --target torch --target lava",
+            f"next: eiexport {shlex.quote(str(path))} --target torch --target {'loihi' if chosen.quantize else 'lava'}",
             markup=False,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eiexport import calibrate, graph
-from eiexport.quantise import Plan
+from eiexport.plans import Plan
 from eitrain import data, recipes, runs
 from eitrain.data import Dataset, Split
 from eitrain.errors import TrainError
@@ -152,10 +152,12 @@ class Fitting:
         self.fabric.barrier()
         self.net: SpikingNet = net
         # every process reads the plan that the first one wrote
-        module = IntegerNet(net, self.run.plan()) if recipe.quantize else net
+        module = IntegerNet(net, self.run.plan(recipe.quantize)) if recipe.quantize else net
         self.model, self.optimiser = self.fabric.setup(module, optimiser)
 
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
+        if self.recipe.quantize and start_from is None:
+            raise TrainError("training in integers goes on from float weights: give --from RUN")
         if start_from is not None:
             self._take_weights(net, start_from)
         if not self.fabric.is_global_zero:
@@ -299,4 +301,4 @@ def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet 
     tensors, meta = runs.load(path)
     net = recipe.net(dataset.shape)
     runs.load_weights(net, tensors, path)
-    return (IntegerNet(net, run.plan()) if recipe.quantize else net).eval(), meta
+    return (IntegerNet(net, run.plan(recipe.quantize)) if recipe.quantize else net).eval(), meta

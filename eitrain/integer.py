@@ -12,24 +12,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eiexport import graph as graphs
 from eiexport import quantise
 from eiexport.connections import Conv
-from eiexport.integers import ALIGN, IntGatedFire
+from eiexport.integers import ALIGN, TOP, IntConvStep, IntGatedFire
 from eiexport.neurons import GatedFire
-from eiexport.ops import Window
-from eiexport.quantise import GatePlan, Layer, LayerPlan, Plan
+from eiexport.plans import GatePlan, LayerPlan, Plan
+from eiexport.quantise import Layer
 from eiexport.steps import Step
 from eitrain.cells import SURROGATES
 from eitrain.nets import SpikingNet
+from targets.loihi.executor import IntegerOps
 from targets.loop import Executor
 from targets.pytorch import Surrogate, TorchOps
-
-EXACT32 = 2.0**24  # float32 holds every whole number up to here
 
 
 class _Through(torch.autograd.Function):
@@ -60,13 +58,14 @@ class _Table(torch.autograd.Function):
         return grad * slope[where], None
 
 
-class StraightThroughOps(TorchOps):
+class StraightThroughOps(IntegerOps):
     """Whole numbers in float64 with gradients. unit, sign_unit: float value of one unit of v and of balance sums."""
 
     name = "straight-through"
 
     def __init__(self, device: torch.device | str, surrogate: Surrogate | None) -> None:
-        super().__init__(torch.float64, device, surrogate)
+        super().__init__(device)
+        self.surrogate = surrogate
         self.unit = self.sign_unit = 1.0
 
     def fire(self, v: Tensor, threshold: Any, compare: str) -> Tensor:
@@ -76,16 +75,6 @@ class StraightThroughOps(TorchOps):
 
     def sign(self, x: Tensor) -> Tensor:
         return super().sign(x) if self.surrogate is None else _with(self, self.sign_unit).sign(x)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None and _small(x, weight):
-            return super().linear(x.float(), weight.float(), None).double()
-        return super().linear(x, weight, bias)
-
-    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-        if bias is None and _small(x, weight):
-            return super().conv(x.float(), weight.float(), None, window).double()
-        return super().conv(x, weight, bias, window)
 
     def shift_floor(self, x: Tensor, bits: int) -> Tensor:
         return _Through.apply(x, lambda a: TorchOps.shift_floor(self, a, bits), 2.0**-bits)
@@ -108,12 +97,6 @@ def _with(ops: StraightThroughOps, unit: float) -> TorchOps:
     surrogate = ops.surrogate
     assert surrogate is not None
     return TorchOps(ops.dtype, ops.device, lambda x: surrogate(x * unit) * unit)
-
-
-def _small(x: Tensor, weight: Tensor) -> bool:
-    """True where float32 holds every partial sum of these very numbers, in any order."""
-    most = weight.detach().abs().flatten(1).sum(1).max() * x.detach().abs().max()
-    return bool(most < EXACT32)
 
 
 def _round(x: Tensor) -> Tensor:
@@ -143,6 +126,9 @@ class IntegerNet(nn.Module):
         network = graphs.check(net.graph())
         self._found = quantise.layers(network, plan.input_scale)
         self.network = graphs.check(quantise.apply(network, plan), alphabet=plan.alphabet)
+        # whether a sum fits 24 bits was proven for the weights of now, and training moves them
+        wrapping = {n: replace(s, wraps=True) for n, s in self.network.steps.items() if isinstance(s, IntConvStep)}
+        self.network = replace(self.network, steps=self.network.steps | wrapping)
 
     def forward(self, x: Tensor, steps: int | None = None, record: dict[str, Tensor] | None = None) -> Tensor:
         return self.run(self.plan.encode(x.double()), steps, record)
@@ -185,23 +171,19 @@ class IntegerNet(nn.Module):
                 effective = weight * factor.view(-1, *[1] * (weight.ndim - 1)) * 2.0**plan.exponent
                 changed: dict[str, Any] = {"weight": _through(plan.connections[c].units, effective)}
                 if bias is not None:
-                    units = bias.double() * factor / layer.units[c] * 2.0**plan.exponent
+                    meant = weight.new_tensor(layer.factors[c] / layer.units[c])
+                    units = bias.double() * meant * 2.0**plan.exponent
                     if layer.carried[c]:
-                        register = units if register is None else register + units
+                        placed = quantise.over_neurons(steps[c], units, len(self.network.shapes[name]))
+                        register = placed if register is None else register + placed
                     else:
                         changed["bias"] = _wide(_round(units), steps[c])
                 live[c] = replace(steps[c], **changed)
             if register is not None:
-                live[name] = replace(steps[name], bias=self._carried(name, register))  # type: ignore[call-arg]
+                live[name] = replace(steps[name], bias=_mantissa(register, plan.bias_exp))  # type: ignore[call-arg]
             if isinstance(layer.step, GatedFire):
                 live[name] = self._gates(name, layer, plan, steps[name])
         return live
-
-    def _carried(self, name: str, units: Tensor) -> Tensor:
-        """A bias in the neuron's register: mantissa << exponent, as the graph's node has it."""
-        exponent = int(np.max(self.network.graph.nodes[name].bias_exp))
-        mant = _round(units * 2.0 ** (ALIGN - exponent))
-        return (mant * 2.0**exponent).view(-1, *[1] * (len(self.network.shapes[name]) - 1))
 
     def _gates(self, name: str, layer: Layer, plan: LayerPlan, step: Any) -> IntGatedFire:
         cell = self.net.cells[name].p
@@ -218,15 +200,22 @@ class IntegerNet(nn.Module):
 
 
 def _gate(step: Any, module: Any, plan: GatePlan, unit: float) -> Any:
-    weight = _through(plan.weight.units, module.weight.double() * 2.0**plan.exponent)
+    weight = module.weight.double() * 2.0**plan.exponent
     if module.bias is None:
-        return replace(step, weight=weight)
-    return replace(step, weight=weight, bias=_wide(_round(module.bias.double() * 2.0**plan.exponent / unit), step))
+        return replace(step, weight=_through(lambda w: quantise.gate_units(plan, w)[0], weight))
+    bias = module.bias.double() * 2.0**plan.exponent / unit
+    units = _through(lambda w: quantise.gate_units(plan, w, bias.detach())[0], weight)
+    return replace(step, weight=units, bias=_wide(_round(bias).clip(-(TOP // 2), TOP // 2), step))
 
 
-def _through(rounded: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Rounded and clipped forward, the identity backward."""
-    return _Through.apply(x, rounded, 1.0)
+def _through(rounded: Callable[[Tensor], Tensor], x: Tensor, exponent: int = ALIGN) -> Tensor:
+    """Rounded and clipped forward, backward the identity, or what a mantissa's exponent makes of it."""
+    return _Through.apply(x, rounded, 2.0 ** (ALIGN - exponent))
+
+
+def _mantissa(units: Tensor, exponent: int) -> Tensor:
+    """A bias in the neuron's register: mantissa << exponent."""
+    return _through(lambda b: quantise.mantissa(b, exponent), units, exponent) * 2.0**exponent
 
 
 def _wide(bias: Tensor, step: Step) -> Tensor:

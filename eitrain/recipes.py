@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from eiexport.ops import Ints
-from eiexport.quantise import BITS
+from eiexport.plans import BITS
 from eitrain.errors import TrainError
 from eitrain.nets import SpikingNet, backeisnn
 
@@ -111,6 +111,8 @@ def fine_tuning(recipe: Recipe, *, from_weights: bool) -> Recipe:
     """The recipe for training in integers from trained weights: a tenth of the learning rate, at most 4 epochs."""
     if not from_weights:
         raise TrainError("--quantize trains on from float weights: give --from RUN")
+    if recipe.quantize:
+        return recipe  # it was fine-tuning already
     return replace(recipe, lr=recipe.lr / 10, epochs=min(recipe.epochs, 4))
 
 

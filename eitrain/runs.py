@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eiexport.errors import GraphError
 from eiexport.files import replacing
-from eiexport.quantise import Plan, plan_from_json
+from eiexport.plans import Plan, plan_from_json
 from eitrain import recipes
 from eitrain.errors import TrainError
 from eitrain.recipes import Recipe
@@ -70,15 +70,18 @@ class Run:
         except TrainError as e:
             raise TrainError(f"{self.path / 'config.json'}: {e}") from None
 
-    def plan(self) -> Plan:
+    def plan(self, bits: int) -> Plan:
         """The quantisation plan that the run was trained with; raises TrainError when it is missing or broken."""
         path = self.path / "plan.json"
         try:
-            return plan_from_json(json.loads(path.read_text()))
+            plan = plan_from_json(json.loads(path.read_text()))
         except FileNotFoundError:
             raise TrainError(f"{path}: missing, and an integer run cannot be used without; train it again") from None
         except (json.JSONDecodeError, UnicodeDecodeError, GraphError) as e:
             raise TrainError(f"{path}: {e}; train it again") from None
+        if plan.bits != bits:
+            raise TrainError(f"{path}: is for {plan.bits} bits, the run for {bits}; train it again")
+        return plan
 
     def data_dir(self, given: Path | None = None) -> Path | None:
         """Where the run's data is: the folder given now, else the one it was trained from, while that exists."""

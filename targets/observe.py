@@ -109,7 +109,7 @@ def observe(
     for x in chunks:
         check_input(network, x)
         lo, hi = min(lo, float(x.min())), max(hi, float(x.max()))
-        grids = {d for d in grids if np.abs(x * d - np.rint(x * d)).max() < 1e-5 * d}
+        grids = {d for d in grids if np.abs(x * d - np.rint(x * d)).max() <= 1e-6 * d * np.abs(x).max()}
         executor.run(torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1))).to(ops.device, ops.dtype))
         count += len(x)
         progress(count)

@@ -146,7 +146,7 @@ def test_the_export_has_the_very_weights(tuned: Path, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert report["targets"]["trained"]["status"] == "equal"  # the training code's own forward pass
     assert {r["status"] for r in report["targets"].values()} == {"equal"}
-    plan = Run(tuned).plan()
+    plan = Run(tuned).plan(BITS)
     assert report["quantisation"]["plan"] == plan.to_json() and report["quantisation"]["calibrated_on"] == 0
     tensors, _ = runs.load(Run(tuned).checkpoint("best"))
     layer = plan.layers["neuron1"]

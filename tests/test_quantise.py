@@ -28,7 +28,8 @@ from eiexport.alphabet import BINARY, REAL, TERNARY, Alphabet, interval
 from eiexport.calibrate import Observed, Samples, choose
 from eiexport.errors import GraphError
 from eiexport.nodes import EIGatedLIF, lif
-from eiexport.quantise import GatePlan, Plan, WeightPlan, apply, plan_from_json
+from eiexport.plans import GatePlan, Plan, WeightPlan, plan_from_json
+from eiexport.quantise import apply
 from eitrain.fit import Fitting
 from targets import base
 from targets.observe import observe
@@ -512,3 +513,149 @@ def test_fractions_into_an_integer_graph(run: Path, tmp_path: Path, refused: Cal
         EXPORT, first / "model.nir", "--input", first / "input.h5", "--quantize", 8, names=("integer graph already",)
     )
     assert tree(tmp_path)
+
+
+def test_hardware_is_reported_and_its_program_written(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = (run, "--quantize", 8, "--samples", 6, "--target", "loihi", "--target", "loihi-file")
+    said = invoke(EXPORT, *arguments, "--out", out).stdout
+    report = json.loads((out / "report.json").read_text())
+    assert {r["status"] for r in report["targets"].values()} == {"equal"}
+    lo, hi = report["resources"]["cores"]
+    assert 1 <= lo <= hi and f"loihi2: {lo}" in said
+    operations = report["estimates"]["operations"]
+    assert 0 < operations["synaptic_events"] <= operations["synaptic_events_dense"]
+    assert "assumed microcode" in (out / "report.html").read_text()
+    assert (out / "program.loihi.h5").is_file()
+    # a chip that cannot do it says so; what an earlier export left is gone
+    invoke(EXPORT, run, "--quantize", 8, "--samples", 6, "--target", "loihi", "--chip", "loihi1", "--out", out, code=1)
+    row = json.loads((out / "report.json").read_text())["targets"]["loihi"]
+    assert row["status"] == "unsupported" and "neuron1" in row["message"] and "loihi1" in row["message"]
+    assert not (out / "program.loihi.h5").exists()
+
+
+# --- found in review
+
+
+def both(network: Any, plan: Plan, integer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spikes of the float and of the integer network."""
+    reference = base.get("reference")()
+    return reference.compile(network).run(x).z["n1"], reference.compile(integer).run(plan.encode(x)).z["n1"]
+
+
+def test_dense_layers_over_rows_keep_their_biases_and_gains() -> None:
+    """A dense layer maps the last axis; its biases and gains belong there."""
+    gain = np.broadcast_to(np.array([1.0, 0.5, 0.25, 2.0]), (4, 4)).copy()
+    neurons = replace(neuron((4, 4)), gain=gain)
+    net = chain((4, 3), nir.Affine(coarse(4, 3), np.array([0.125, 0.25, 0.5, 1.0])), neurons)
+    x = spikes((4, 3))
+    network, plan, integer = lowered(net, x)
+    floats, ours = (
+        base.get("reference")().compile(n).run(y).z["n1"] for n, y in ((network, x), (integer, plan.encode(x)))
+    )
+    assert floats.any() and np.array_equal(floats, ours)
+
+
+def test_tiny_inputs_are_no_whole_numbers() -> None:
+    x = (RANDOM(1).random((2, T, 3)) * 2e-6).astype(np.float32)
+    network, plan, integer = lowered(
+        chain((3,), nir.Affine(coarse(4, 3) * 1e6, np.zeros(4)), neuron((4,))), x, alphabet=REAL
+    )
+    floats, ours = (
+        base.get("reference")().compile(n).run(y).z["n1"] for n, y in ((network, x), (integer, plan.encode(x)))
+    )
+    assert floats.any() and (floats != ours).mean() < 0.1
+
+
+def test_calibration_on_nothing_is_refused() -> None:
+    network = graph.check(chain((3,), affine(4, 3), neuron((4,))))
+    with pytest.raises(GraphError, match="all zero"):
+        choose(network, observe(network, [np.zeros((1, T, 3), np.float32)]), 8)
+
+
+def test_pools_and_sums_count_in_what_is_proven() -> None:
+    """One live pixel calibrates, all of them run: the registers would wrap, so nothing may be called proven."""
+    pool = nir.SumPool2d(np.array([4, 4]), np.array([4, 4]), np.array([0, 0]))
+    weight = nir.Conv2d(
+        input_shape=None, weight=np.ones((1, 1, 3, 3)), stride=1, padding=1, dilation=1, groups=1, bias=np.zeros(1)
+    )
+    x = np.zeros((1, T, 1, 8, 8), np.float32)
+    x[..., 0, 0] = 1
+    _, plan, _ = lowered(chain((1, 8, 8), weight, pool, neuron((1, 2, 2))), x)
+    assert not plan.layers["n2"].proven
+
+
+def test_large_biases_and_lower_thresholds_fit_their_registers() -> None:
+    loud = nir.Affine(coarse(4, 3), np.full(4, 40.0))
+    _, plan, integer = lowered(chain((3,), loud, neuron((4,), threshold=100.0)), spikes((3,)))
+    node = integer.graph.nodes["n1"]
+    assert np.abs(node.bias_mant).max() <= 4095 and 0 <= node.bias_exp <= 7
+    _, plan, integer = lowered(chain((3,), affine(4, 3), neuron((4,), lower=-1000.0)), spikes((3,)))
+    assert np.abs(integer.graph.nodes["n1"].lower).max() <= quantise.VTH_MAX and plan.layers["n1"].alpha > 0
+
+
+def test_v_reset_is_refused_only_where_it_acts() -> None:
+    unused = chain((3,), affine(4, 3), neuron((4,), reset="subtract", v_reset=0.25))
+    assert quantise.layers(graph.check(unused, alphabet=BINARY))
+
+
+def test_gates_that_training_let_grow_stay_within_their_sums() -> None:
+    """Rows are scaled down to what the accumulator holds; those that fit stay as they are."""
+    plan = GatePlan(WeightPlan(0, "mixed", 8), exponent=5, shift=4, message_bits=12)
+    weight = RANDOM(0).uniform(-3.9, 3.9, (3, 8, 5, 5)) * 2.0**5
+    weight[0] /= 40
+    units, bias = quantise.gate_units(plan, weight, np.array([0.0, 1e9, -5.0]))
+    assert np.array_equal(units[0], plan.weight.units(weight)[0])
+    assert (np.abs(units).reshape(3, -1).sum(1) * 2047 + np.abs(bias).max() <= 2**23 - 1).all()
+    assert not np.array_equal(units[1], plan.weight.units(weight)[1]) and np.abs(units[1]).max() > 1
+
+
+def test_no_spiking_neurons_nothing_to_quantise() -> None:
+    with pytest.raises(GraphError, match="no spiking neurons"):
+        quantise.layers(graph.check(chain(MAP, nir.AvgPool2d(**POOL))))
+
+
+def test_a_layer_alone_rounds_its_biases_too() -> None:
+    net = chain((3,), nir.Affine(coarse(4, 3), np.full(4, 0.0101)), neuron((4,)))
+    network, plan, integer = lowered(net, spikes((3,)))
+    twin = calibrate.twin(network, plan, ("n1",))
+    node = integer.graph.nodes["n1"]
+    meant = node.bias_mant * 2.0 ** (node.bias_exp - 6) * plan.layers["n1"].alpha
+    assert np.allclose(twin.steps["n0"].bias, meant, rtol=1e-12) and not np.allclose(meant, 0.0101, rtol=1e-6)
+
+
+def test_what_was_clipped_and_calibrated_on_is_said(run: Path, tmp_path: Path) -> None:
+    invoke(EXPORT, run, "--samples", 6, "--out", tmp_path / "a")
+    x = np.zeros((2, 3, 1, 8, 8), np.float32)
+    x[..., 2:5, 2:5] = 0.5
+    np.save(tmp_path / "dim.npy", x)
+    given = (tmp_path / "a" / "model.nir", "--input", tmp_path / "a" / "input.h5", "--quantize", 8)
+    said = invoke(EXPORT, *given, "--calibration", tmp_path / "dim.npy", "--out", tmp_path / "b").stdout
+    assert "lay outside what calibration had seen" in said and "tested input itself" not in said
+    assert "tested input itself" in invoke(EXPORT, *given, "--out", tmp_path / "c").stdout
+
+
+def test_budget_needs_labels_and_torch32_is_not_dropped(
+    run: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],  # noqa: F811
+) -> None:
+    invoke(EXPORT, run, "--samples", 3, "--out", tmp_path / "a")
+    given = (tmp_path / "a" / "model.nir", "--input", tmp_path / "a" / "input.h5")
+    refused(EXPORT, *given, "--quantize", 8, "--budget", 1, "--out", tmp_path / "b", names=("--budget", "run folder"))
+    refused(EXPORT, *given, "--out", tmp_path / "a", names=("model.nir", "another --out"))
+    invoke(EXPORT, run, "--quantize", 8, "--target", "torch32", "--samples", 3, "--out", tmp_path / "c", code=1)
+    row = json.loads((tmp_path / "c" / "report.json").read_text())["targets"]["torch32"]
+    assert row["status"] == "unsupported"
+
+
+def test_registers_that_were_not_compared_are_said(run: Path, tmp_path: Path) -> None:
+    import h5py
+
+    out = tmp_path / "a"
+    invoke(EXPORT, run, "--quantize", 8, "--samples", 3, "--target", "torch", "--out", out)
+    first, second = (out / "traces" / f"{n}.h5" for n in ("torch", "reference"))
+    assert "equal" in invoke(EXPORT, "--compare", first, second).stdout
+    with h5py.File(first, "r+") as f:
+        del f["nodes"]["neuron2"]["observables"]["v"]
+    assert "'neuron2': register v is in one file only" in invoke(EXPORT, "--compare", first, second, code=1).stdout

@@ -36,16 +36,20 @@ from targets.loihi.narrow import (
     PLAIN,
     WIDEST,
     Cells,
+    FloatSums,
     GatedCells,
     Gates,
     Product,
     Scratch,
+    Summing,
     TooWide,
     first,
     last,
     message_bytes,
     planar,
     pooled,
+    reach,
+    shifted,
 )
 from targets.loop import Executor, States, fold
 from targets.pytorch import TorchOps
@@ -170,28 +174,38 @@ def _byte_types() -> frozenset[torch.dtype]:
 class Plan:
     """What a network allows for inputs of one alphabet."""
 
-    def __init__(self, network: Network, entering: Alphabet, types: frozenset[torch.dtype]) -> None:
+    def __init__(self, network: Network, entering: Alphabet, ops: Any, types: frozenset[torch.dtype]) -> None:
         self.network, self.entering, self.alphabets = network, entering, {network.input: entering}
+        self.ops, self.types = ops, types
         for component in network.order:
-            # in a cycle, the second round knows what comes back
-            for name in component * (1 + (component[0] in network.cycles)):
+            for name in component:
                 if name != network.input:
                     self.alphabets[name] = network.steps[name].alphabet(self.arriving(name))
-        self.products: dict[str, Product | None] = {}
+        self.sums: dict[str, Summing] = {}
         self.gates: dict[str, Gates] = {}
         for name, step in network.steps.items():
-            if isinstance(step, IntLinear) and name not in network.cycles:
-                self.products[name] = Product.of(step, network.input_shape(name), self.arriving(name), types)
+            if name in network.cycles:
+                continue
+            shape = network.input_shape(name)
+            if isinstance(step, IntLinear) and (sums := self._sums(step, shape, self.arriving(name))):
+                self.sums[name] = sums
             elif isinstance(step, IntGatedFire):
-                top, shape = (1 << (step.balance_bits - 1)) - 1, network.input_shape(name)
-                fed = Product.of(step.feedback, shape, BINARY if step.balance is None else TERNARY, types)
-                self.gates[name] = fed, Product.of(step.balance, shape, interval(-top, top, True), types)
+                top = (1 << (step.balance_bits - 1)) - 1
+                fed = self._sums(step.feedback, shape, BINARY if step.balance is None else TERNARY)
+                self.gates[name] = fed, self._sums(step.balance, shape, interval(-top, top, True))
+        self.narrow = {n for n in network.steps if n not in network.cycles and self._fits(n)}
         # sums that one neuron alone reads are made as it goes, and never stand in memory
-        self.fused = {n for n in self.products if n not in network.recorded and self._lone(n)}
+        self.fused = {n for n in self.sums if self._lone(n)}
 
     def _lone(self, name: str) -> bool:
         readers = [n for n, came in self.network.sources.items() if name in came]
-        return len(readers) == 1 and self.network.sources[readers[0]] == (name,) and self.narrow(readers[0])
+        return len(readers) == 1 and self.network.sources[readers[0]] == (name,) and readers[0] in self.narrow
+
+    def _sums(self, step: Any, shape: Ints, a: Alphabet) -> Summing | None:
+        """The fastest exact way to int32; None where the sums are too wide for it."""
+        if not isinstance(step, IntLinear) or not a.discrete or reach(step, a) >= 1 << 30:
+            return None
+        return Product.of(step, shape, a, self.types) or FloatSums(step, self.ops)
 
     def arriving(self, name: str) -> Alphabet:
         first, *rest = (self.alphabets.get(s, REAL) for s in self.network.sources[name])
@@ -200,18 +214,15 @@ class Plan:
     def spikes(self, name: str) -> bool:
         return self.alphabets[name].kind in ("binary", "ternary")
 
-    def narrow(self, name: str) -> bool:
+    def _fits(self, name: str) -> bool:
         """Whether a neuron may run in int32."""
         step = self.network.steps[name]
         fire = step.inner if isinstance(step, IntGatedFire) else step
-        if not isinstance(fire, IntFire) or name in self.network.cycles:
+        if not isinstance(fire, IntFire) or holds(self.arriving(name)) == torch.float64:
             return False
         gates = (step.feedback, step.balance) if isinstance(step, IntGatedFire) else ()
         gated = all(p is not None or g is None for g, p in zip(gates, self.gates.get(name, ()), strict=True))
-        small = fire.bias is None or np.abs(fire.bias).max() < 1 << 28
-        # taking a negative threshold off would let a membrane grow
-        falls = fire.reset_mode != "subtract" or fire.threshold.min() >= 0
-        return bool(gated and small and falls) and holds(self.arriving(name)) != torch.float64
+        return gated and (fire.bias is None or bool(np.abs(fire.bias).max() < 1 << 28))
 
 
 def holds(a: Alphabet) -> torch.dtype:
@@ -222,32 +233,27 @@ def holds(a: Alphabet) -> torch.dtype:
 
 
 class Drive:
-    """A linear step's sums in int32, made some time steps at a time; without a product, by the step in float64."""
+    """What drives a neuron in int32, made some time steps at a time."""
 
-    def __init__(self, name: str, step: Any, product: Product | None, x: Tensor, ops: Any, scratch: Scratch) -> None:
-        self.name, self.step, self.product, self.x, self.ops, self.scratch = name, step, product, x, ops, scratch
+    def __init__(self, name: str, sums: Summing | None, x: Tensor, scratch: Scratch) -> None:
+        self.name, self.sums, self.x, self.scratch = name, sums, x, scratch
         self.still = x.stride(0) == 0 and len(x) > 1  # an input that does not change is summed once
         self.first: np.ndarray | None = None
 
-    def whole(self) -> Tensor:
-        return fold(self.step, self.ops, self.x.double())
-
     def __call__(self, start: int, end: int, up: int = 0) -> np.ndarray:
-        """Sums of these steps << up; the array is the caller's, until the next call."""
-        x = self.x[start:end]
+        """The input of these steps << up; the array is the caller's, until the next call."""
+        x = last(self.x[start:end])
         if not self.still:
-            return self._sums(x, up)
+            return self._made(x, up)
         if self.first is None:
-            self.first = self._sums(x[:1], up).copy()
+            self.first = self._made(x[:1], up).copy()
         return self._copied(np.broadcast_to(self.first, (len(x), *self.first.shape[1:])))
 
-    def _sums(self, x: Tensor, up: int) -> np.ndarray:
-        if self.product is None:
-            y = self._copied(last(fold(self.step, self.ops, x.double()) if self.step else x))
-            return np.left_shift(y, up, out=y) if up else y
-        a = last(x)
-        y = self.product(a.reshape(-1, *a.shape[2:]), self.scratch, up)
-        return y.reshape(*a.shape[:2], *y.shape[1:])
+    def _made(self, x: np.ndarray, up: int) -> np.ndarray:
+        if self.sums is None:
+            return shifted(self._copied(x), -up)
+        y = self.sums(x.reshape(-1, *x.shape[2:]), self.scratch, up)
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
     def _copied(self, y: np.ndarray) -> np.ndarray:
         room = self.scratch((self.name, "driven"), y.shape, np.int32)
@@ -278,7 +284,7 @@ class IntegerExecutor(Executor):
             return super().run(x.double(), states)
         for entering in self._guesses(x):
             if entering not in self._plans:
-                self._plans[entering] = Plan(self.network, entering, types)
+                self._plans[entering] = Plan(self.network, entering, self.ops, types)
             try:
                 return self._run(x, self._plans[entering], states)
             except TooWide:  # not what was declared
@@ -310,7 +316,8 @@ class IntegerExecutor(Executor):
         def keep(kept: dict[str, Any], name: str, z: Tensor, slab: slice) -> None:
             with lock:
                 if name not in kept:
-                    kept[name] = _empty((steps, samples, *z.shape[2:]), z.dtype)
+                    # NumPy asks the system for large pages
+                    kept[name] = first(np.empty(_physical((steps, samples, *z.shape[2:])), _numpy(z.dtype)))
             kept[name][:, slab] = z
 
         def job(slab: slice) -> None:
@@ -344,7 +351,7 @@ class IntegerExecutor(Executor):
         a, kind = plan.entering, holds(plan.entering)
         if kind == torch.float64:
             return x.double()
-        room = self._here.scratch("input", last(x).shape, torch.empty(0, dtype=kind).numpy().dtype)
+        room = self._here.scratch("input", last(x).shape, _numpy(kind))
         first(room).copy_(x)
         if not np.array_equal(room, last(x)) or room.min() < a.lo or room.max() > a.hi:
             raise TooWide
@@ -356,12 +363,12 @@ class IntegerExecutor(Executor):
         if plan is None or len(came) == 1:
             return super()._input(name, values)
         kind = holds(plan.arriving(name))
-        return super()._input(name, {s: _tensor(values[s]).to(kind) for s in came})
+        return super()._input(name, {s: self._tensor(values[s]).to(kind) for s in came})
 
     def _cycle(self, component: tuple[str, ...], values: dict[str, Array], samples: int, kept: States | None) -> None:
         # step by step, with samples alone to fold: float64, whose sums `IntegerOps` makes
         came = {s for n in component for s in self.network.sources[n] if s not in component}
-        real = {s: _tensor(values[s]).double() for s in came}
+        real = {s: self._tensor(values[s]).double() for s in came}
         super()._cycle(component, real, samples, kept)
         values.update({n: real[n] for n in component})
 
@@ -369,69 +376,88 @@ class IntegerExecutor(Executor):
         plan, step = self._here.plan, self.network.steps[name]
         if plan is not None:
             kind, scratch, x = holds(plan.alphabets[name]), self._here.scratch, self._input(name, values)
-            if name in plan.fused or plan.products.get(name):
-                drive = Drive(name, self.steps[name], plan.products[name], x, self.ops, scratch)
-                return drive if name in plan.fused else first(drive(0, len(x))).to(kind, copy=True)
-            if plan.narrow(name):
+            if name in plan.sums:
+                drive = Drive(name, plan.sums[name], x, scratch)
+                return drive if name in plan.fused else self._sums(name, drive, kind)
+            if name in plan.narrow:
                 with suppress(TooWide):
                     return self._fire(name, x, states)
             elif isinstance(step, Identity | Flatten):
-                return fold(step, self.ops, _tensor(x))
+                return fold(step, self.ops, self._tensor(x))
             elif isinstance(step, Pool) and kind != torch.float64:
-                a = last(_tensor(x))
-                y = pooled(step, a.reshape(-1, *a.shape[2:]), torch.empty(0, dtype=kind).numpy().dtype)
+                a = last(self._tensor(x))
+                y = pooled(step, a.reshape(-1, *a.shape[2:]), _numpy(kind))
                 return first(y.reshape(*a.shape[:2], *y.shape[1:]))
-            values = {s: _tensor(values[s]).double() for s in self.network.sources[name]}
+            values = {s: self._tensor(values[s]).double() for s in self.network.sources[name]}
         return super()._node(name, values, states)
+
+    def _sums(self, name: str, drive: Drive, kind: torch.dtype) -> Tensor:
+        """All sums of a linear step, for several readers or the record."""
+        shape = _physical((*drive.x.shape[:2], *self.network.shapes[name]))
+        out, size = self._here.scratch((name, "sums"), shape, _numpy(kind)), _chunk(shape)
+        for start in range(0, len(out), size):
+            np.copyto(out[start : start + size], drive(start, start + size), casting="unsafe")
+        return first(out)
+
+    def _tensor(self, x: Any) -> Tensor:
+        return fold(self.steps[x.name], self.ops, x.x.double()) if isinstance(x, Drive) else x
 
     def _fire(self, name: str, x: Any, states: States | None) -> Tensor:
         """A neuron over time in int32; TooWide where its inputs are."""
         plan, scratch, step = self._here.plan, self._here.scratch, self.network.steps[name]
         assert isinstance(step, IntFire | IntGatedFire)
-        drive = x if isinstance(x, Drive) else Drive(name, None, None, x, self.ops, scratch)
-        steps, samples, *axes = drive.x.shape[0], drive.x.shape[1], *self.network.shapes[name]
-        shape = (samples, *axes[1:], *axes[:1])
+        drive = x if isinstance(x, Drive) else Drive(name, None, x, scratch)
+        whole = _physical((*drive.x.shape[:2], *self.network.shapes[name]))
         cells: Cells
         if isinstance(step, IntGatedFire):
-            cells = GatedCells(step, plan.gates[name], shape, scratch, name)
+            cells = GatedCells(step, plan.gates[name], whole[1:], scratch, name)
         else:
-            cells = Cells(step, shape, scratch, name)
-        z = scratch((name, "z"), (steps, *shape), np.int8)
-        rows = {o: scratch((name, "row", o), (steps, *shape), np.int32) for o in step.observed if states is not None}
-        a = plan.arriving(name)
-        bound = max(-a.lo, a.hi)
-        most, size = int(min(bound, WIDEST + 1)), max(1, CACHE // math.prod(shape))
-        known = most <= WIDEST and not any(cells.events(most, steps))
-        happens, most = (False, False), most if known else 0
-        early = cells.align if bound < 1 << 24 else 0  # shifting what does not fit would hide it
-        for start in range(0, steps, size):
-            chunk = drive(start, start + size, early)
-            if not known:
-                most = max(most, int(chunk.max()) >> early, -int(chunk.min()) >> early)
-                happens = cells.events(most, steps)
-            if early != cells.align:
-                chunk <<= cells.align
-            for t, row in enumerate(chunk, start):
-                u = cells.charge(row, *happens)
-                if rows:
-                    np.copyto(rows["u"][t], u)
-                cells.fire(z[t])
-                if rows:
-                    np.negative(cells.w, rows["v"][t])
+            cells = Cells(step, whole[1:], scratch, name)
+        z = scratch((name, "z"), whole, np.int8)
+        rows = {o: scratch((name, "row", o), whole, np.int32) for o in step.observed if states is not None}
+        for t, (a, happens) in enumerate(_steps(drive, cells, plan.arriving(name), whole)):
+            u = cells.charge(a, *happens)
+            if rows:
+                np.copyto(rows["u"][t], u)
+            cells.fire(z[t])
+            if rows:
+                np.negative(cells.w, rows["v"][t])
         for observable, found in rows.items():
             assert states is not None
             states.setdefault(observable, {})[name] = first(found)
         return first(z)
 
 
-def _tensor(x: Any) -> Tensor:
-    return x.whole() if isinstance(x, Drive) else x
+def _steps(drive: Drive, cells: Cells, a: Alphabet, whole: Ints) -> Iterator[tuple[np.ndarray, tuple[bool, bool]]]:
+    """The aligned input of each step, and whether a register can wrap or saturate in it.
+
+    The alphabet tells once for all, or the largest input so far has to.
+    """
+    bound, steps, size = max(-a.lo, a.hi), whole[0], _chunk(whole)
+    quiet = bound <= WIDEST and not any(cells.events(int(bound), steps))
+    most, happens = 0, (False, False)
+    early = cells.align if bound < 1 << 24 else 0  # shifting what does not fit would hide it
+    for start in range(0, steps, size):
+        chunk = drive(start, start + size, early)
+        if not quiet:
+            most = max(most, int(chunk.max()) >> early, -int(chunk.min()) >> early)
+            happens = cells.events(most, steps)
+        for row in shifted(chunk, early - cells.align):
+            yield row, happens
 
 
-def _empty(shape: Ints, dtype: torch.dtype) -> Tensor:
-    """(time, sample, *neuron), with the channels last in memory as in the slabs; NumPy asks for large pages."""
-    physical = (*shape[:2], *shape[3:], *shape[2:3])
-    return first(np.empty(physical, torch.empty(0, dtype=dtype).numpy().dtype))
+def _physical(shape: Ints) -> Ints:
+    """(time, sample, *neuron) with the channels last."""
+    return (*shape[:2], *shape[3:], *shape[2:3])
+
+
+def _chunk(shape: Ints) -> int:
+    """Time steps to work on at once."""
+    return max(1, CACHE // math.prod(shape[1:]))
+
+
+def _numpy(kind: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=kind).numpy().dtype
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from eiexport.alphabet import Alphabet
 from eiexport.connections import Pool
 from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, IntConvStep, IntFire, IntGatedFire, IntLinear
 from eiexport.ops import Ints, Window
+from eiexport.steps import bind
 
 WIDEST = 1 << 18  # inputs up to this leave a register within its 24 bits after one turn
 SIDE = 96  # columns of a product of bytes: fewer leave registers empty, more multiply too many zeros
@@ -55,16 +56,15 @@ class Product:
     layer is a kernel of one pixel.
     """
 
-    def __init__(self, step: IntLinear, shape: Ints, types: tuple[torch.dtype, ...], reach: float) -> None:
+    def __init__(self, step: IntLinear, shape: Ints, types: tuple[torch.dtype, ...], most: float) -> None:
         self.types, self.shift = types, step.shift - _halvings(step.weight)
-        self.wraps = step.wraps and reach > TOP << step.shift
+        self.wraps = step.wraps and most > TOP << step.shift
         self.window = planar(step.window) if isinstance(step, IntConvStep) else PLAIN
         w = np.ldexp(step.weight, self.shift - step.shift).astype(np.int8)
         w = w.reshape(*w.shape[:2], *[1] * (4 - w.ndim), *w.shape[2:])  # (O, C, kernel, taps)
         self.out = self.window.output((1, 1, *shape[1:])[-2:], w.shape[2:])
-        self.block = max(
-            b for b in range(1, self.out[1] + 1) if self.out[1] % b == 0 and b * len(w) <= max(SIDE, len(w))
-        )
+        widths = (b for b in range(1, self.out[1] + 1) if self.out[1] % b == 0)
+        self.block = max(b for b in widths if b * len(w) <= max(SIDE, len(w)))
         apart, taps = self.window.dilation[1], w.shape[3]
         self.seen = (self.block - 1) * self.window.stride[1] + apart * (taps - 1) + 1
         m = np.zeros((self.block, len(w), w.shape[2], self.seen, w.shape[1]), np.int8)
@@ -74,15 +74,13 @@ class Product:
         self.bias = None if step.bias is None else step.bias.reshape(-1).astype(np.int32)
 
     @staticmethod
-    def of(step: Any, shape: Ints, a: Alphabet, types: frozenset[torch.dtype]) -> Product | None:
+    def of(step: IntLinear, shape: Ints, a: Alphabet, types: frozenset[torch.dtype]) -> Product | None:
         """None where the weights, the messages or the sums are too wide, or the geometry is not this one."""
-        if not isinstance(step, IntLinear) or not a.discrete:
-            return None
         plain = step.window.groups == 1 if isinstance(step, IntConvStep) else len(shape) == 1
-        words, sent = np.ldexp(step.weight, -_halvings(step.weight)), message_bytes(a)
-        reach = float(np.abs(step.weight).reshape(len(step.weight), -1).sum(1).max()) * max(-a.lo, a.hi)
-        fits = words.min() >= -128 and words.max() <= 127 and reach < 1 << 30
-        return Product(step, shape, sent, reach) if plain and fits and sent and types.issuperset(sent) else None
+        words, sent, most = np.ldexp(step.weight, -_halvings(step.weight)), message_bytes(a), reach(step, a)
+        if not plain or words.min() < -128 or words.max() > 127 or most >= 1 << 30:
+            return None
+        return Product(step, shape, sent, most) if sent and types.issuperset(sent) else None
 
     def __call__(self, x: np.ndarray, scratch: Scratch, up: int = 0) -> np.ndarray:
         """Sums << up for x (N, *space, channels) of bytes or int32; the result is scratch and may be changed."""
@@ -94,12 +92,12 @@ class Product:
             y = part if plane == 0 else np.add(y, np.left_shift(part, 8 * plane, out=part), out=y)
         y = y.reshape(len(x), *self.out[4 - x.ndim :], -1)
         plain = self.shift <= 0 and not self.wraps and self.bias is None
-        y = _shifted(y, self.shift - up if plain else self.shift)
+        y = shifted(y, self.shift - up if plain else self.shift)
         if self.wraps:
             np.subtract((y + TOP + 1) & (1 << REGISTER) - 1, TOP + 1, out=y)
         if self.bias is not None:
             y += self.bias
-        return y if plain else _shifted(y, -up)
+        return y if plain else shifted(y, -up)
 
     def _gather(self, x: np.ndarray, scratch: Scratch) -> np.ndarray:
         """(N x rows x blocks, what a block sees)."""
@@ -119,7 +117,30 @@ class Product:
         return room
 
 
-def _shifted(y: np.ndarray, down: int) -> np.ndarray:
+class FloatSums:
+    """The same by the step itself, in its op set's floats, where the sums fit int32."""
+
+    def __init__(self, step: IntLinear, ops: Any) -> None:
+        self.step, self.ops = bind(step, ops), ops
+
+    def __call__(self, x: np.ndarray, scratch: Scratch, up: int = 0) -> np.ndarray:
+        a = torch.from_numpy(x).double()
+        y = self.step.drive(self.ops, a.movedim(-1, 1)).movedim(1, -1).numpy()
+        room = scratch(self, y.shape, np.int32)
+        np.copyto(room, y, casting="unsafe")
+        return shifted(room, -up)
+
+
+Summing = Product | FloatSums
+Gates = tuple[Summing | None, Summing | None]
+
+
+def reach(step: IntLinear, a: Alphabet) -> float:
+    """What no partial sum exceeds, for messages of this alphabet."""
+    return float(np.abs(step.weight).reshape(len(step.weight), -1).sum(1).max()) * max(-a.lo, a.hi)
+
+
+def shifted(y: np.ndarray, down: int) -> np.ndarray:
     if down:
         (np.right_shift if down > 0 else np.left_shift)(y, abs(down), out=y)
     return y
@@ -254,11 +275,8 @@ class Cells:
         z -= down
 
 
-Gates = tuple[Product | None, Product | None]
-
-
 class GatedCells(Cells):
-    """`integers.IntGatedFire` likewise, with Products for its gates; its input comes unshifted."""
+    """`integers.IntGatedFire` likewise, with sums for its gates; its input comes unshifted."""
 
     align: ClassVar[int] = 0
 
@@ -276,7 +294,7 @@ class GatedCells(Cells):
             index += 128
             a *= np.take(self.values, index, out=m, mode="clip")
             a >>= 8
-        u = super().charge(_shifted(a, -ALIGN), wraps, saturates)
+        u = super().charge(shifted(a, -ALIGN), wraps, saturates)
         if self.balance is not None:
             top = (1 << (step.balance_bits - 1)) - 1
             np.negative(self.w, out=m)
