@@ -120,7 +120,7 @@ def test_every_narrow_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     spy(Cells, "charge", lambda self, a, wraps, saturates: (wraps, saturates, self.u is not None))
     spy(Cells, "fire", lambda self, z: (self.step.reset_mode, self.cut is None, self.lower is not None))
     spy(narrow.GatedCells, "charge", lambda self, *_: ("gated", self.feedback is None, self.balance is None))
-    spy(executor, "pooled", lambda step, x, dtype: ("pooled", np.dtype(dtype).name))
+    spy(executor, "pooled", lambda step, x, dtype, *_: ("pooled", np.dtype(dtype).name))
     for case in [*CASES, *_wide_cases()]:
         IntegerExecutor(case.network()).run(torch.from_numpy(np.swapaxes(case.x, 0, 1)))
     # a register that may wrap may also be full, so saturation is watched with it
@@ -321,7 +321,9 @@ def test_pools_of_any_geometry(kernel: int) -> None:
                 if padding[1] * 2 > step.kernel[1]:
                     continue
                 wanted = step.drive(NumpyOps(np.int64), x)
-                found = pooled(step, np.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype), np.dtype(dtype))
+                found = pooled(
+                    step, np.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype), np.dtype(dtype), Scratch(), 0
+                )
                 assert found.dtype == dtype and np.array_equal(found.transpose(0, 3, 1, 2), wanted)
 
 

@@ -55,7 +55,7 @@ from targets.loop import Executor, States, fold
 from targets.pytorch import TorchOps
 
 SINGLE = 1 << 24  # below it every whole number is exact in float32
-CACHE = 1 << 18  # values of a population worked on at once: a megabyte in int32
+CACHE = 1 << 19  # values of a population worked on at once: two megabytes in int32
 SMALL = 1 << 18  # values below which threads cost more than they bring
 ALONE = 1 << 24  # values below which torch's own threads do, in a single slab
 
@@ -386,7 +386,7 @@ class IntegerExecutor(Executor):
                 return fold(step, self.ops, self._tensor(x))
             elif isinstance(step, Pool) and kind != torch.float64:
                 a = last(self._tensor(x))
-                y = pooled(step, a.reshape(-1, *a.shape[2:]), _numpy(kind))
+                y = pooled(step, a.reshape(-1, *a.shape[2:]), _numpy(kind), scratch, name)
                 return first(y.reshape(*a.shape[:2], *y.shape[1:]))
             values = {s: self._tensor(values[s]).double() for s in self.network.sources[name]}
         return super()._node(name, values, states)
