@@ -102,7 +102,8 @@ class IntegerOps(TorchOps):
 
 def _reach(weight: Tensor) -> float:
     """The largest sum|w| of an output; infinite where weights are not whole."""
-    return float(weight.abs().flatten(1).sum(1).max()) if torch.equal(weight, weight.round()) else math.inf
+    w = weight.detach()
+    return float(w.abs().flatten(1).sum(1).max()) if torch.equal(w, w.round()) else math.inf
 
 
 def unfolded_conv(x: Tensor, weight: Tensor, window: Window) -> Tensor:
