@@ -353,7 +353,8 @@ class IntegerExecutor(Executor):
         if kind == torch.float64:
             return x.double()
         room = self._here.scratch("input", last(x).shape, _numpy(kind))
-        first(room).copy_(x)
+        with np.errstate(invalid="ignore"):
+            np.copyto(room, last(x), casting="unsafe")
         if not np.array_equal(room, last(x)) or room.min() < a.lo or room.max() > a.hi:
             raise TooWide
         still = len(room) > 1 and np.array_equal(room[1], room[0]) and (room == room[0]).all()
@@ -416,21 +417,18 @@ class IntegerExecutor(Executor):
             cells = Cells(step, whole[1:], scratch, name)
         z = scratch((name, "z"), whole, np.int8)
         rows = {o: scratch((name, "row", o), whole, np.int32) for o in step.observed if states is not None}
-        for t, (a, happens) in enumerate(_steps(drive, cells, plan.arriving(name), whole)):
-            u = cells.charge(a, *happens)
-            if rows:
-                np.copyto(rows["u"][t], u)
-            cells.fire(z[t])
-            if rows:
-                np.negative(cells.w, rows["v"][t])
+        for some, chunk, happens in _chunks(drive, cells, plan.arriving(name), whole):
+            cells.advance(chunk, z[some], happens, {o: r[some] for o, r in rows.items()})
         for observable, found in rows.items():
             assert states is not None
             states.setdefault(observable, {})[name] = first(found)
         return first(z)
 
 
-def _steps(drive: Drive, cells: Cells, a: Alphabet, whole: Ints) -> Iterator[tuple[np.ndarray, tuple[bool, bool]]]:
-    """The aligned input of each step, and whether a register can wrap or saturate in it.
+def _chunks(
+    drive: Drive, cells: Cells, a: Alphabet, whole: Ints
+) -> Iterator[tuple[slice, np.ndarray, tuple[bool, bool]]]:
+    """(steps, their aligned input, whether a register can wrap or saturate in them).
 
     The alphabet tells once for all, or the largest input so far has to.
     """
@@ -443,8 +441,7 @@ def _steps(drive: Drive, cells: Cells, a: Alphabet, whole: Ints) -> Iterator[tup
         if not quiet:
             most = max(most, int(chunk.max()) >> early, -int(chunk.min()) >> early)
             happens = cells.events(most, steps)
-        for row in shifted(chunk, early - cells.align):
-            yield row, happens
+        yield slice(start, start + size), shifted(chunk, early - cells.align), happens
 
 
 def _physical(shape: Ints) -> Ints:

@@ -234,7 +234,7 @@ class TooWide(Exception):
 class Cells:
     """`integers.IntFire` in int32, arrays changed in place.
 
-    Holds w = -v: then "0 where above the threshold" is torch's threshold_, a single pass.
+    Holds w = -v: then "0 where above the threshold" is torch's threshold, a single pass.
     """
 
     align: ClassVar[int] = ALIGN  # bits by which the input has been shifted when it comes
@@ -253,8 +253,7 @@ class Cells:
         strict = step.compare == "gt"
         self.limit = last(-step.threshold - strict, np.int32)
         self.lower = None if step.lower is None else last(strict - step.lower, np.int32)
-        simple = step.reset_mode == "zero" and self.lower is None and self.limit.ndim == 0
-        self.cut = (torch.from_numpy(self.w), int(self.limit), 0) if simple else None
+        self.simple = step.reset_mode == "zero" and self.lower is None and self.limit.ndim == 0
         self.largest = [0 if p is None else int(np.abs(p).max()) for p in (step.keep_u, step.keep_v, step.bias)]
 
     def events(self, most: int, steps: int) -> tuple[bool, bool]:
@@ -263,8 +262,27 @@ class Cells:
             raise TooWide
         return events(*self.largest, 1 << (most - 1).bit_length() if most else 0, steps)
 
-    def charge(self, a: np.ndarray, wraps: bool, saturates: bool) -> np.ndarray:
-        """One step's membranes for the summed input << align, which is used up; returns u."""
+    def advance(
+        self, chunk: np.ndarray, z: np.ndarray, happens: tuple[bool, bool], rows: dict[str, np.ndarray]
+    ) -> None:
+        """Some steps, for the summed input << align, which is used up: spikes into z (int8), registers into rows."""
+        if self.simple and not rows:
+            limit, w = int(self.limit), torch.from_numpy(self.w)
+            for a, charged in zip(chunk, torch.from_numpy(chunk), strict=True):
+                self.charge(a, a, *happens)
+                torch.threshold(charged, limit, 0, out=w)
+            np.less_equal(chunk, self.limit, z.view(np.bool_))
+            return
+        for t, a in enumerate(chunk):
+            u = self.charge(a, self.w, *happens)
+            if rows:
+                np.copyto(rows["u"][t], u)
+            self.fire(z[t])
+            if rows:
+                np.negative(self.w, rows["v"][t])
+
+    def charge(self, a: np.ndarray, out: np.ndarray, wraps: bool, saturates: bool) -> np.ndarray:
+        """One step's membranes into out, which may be a; returns u, unless out is where it lay."""
         u = a
         if self.u is not None:
             self._decay(self.u, self.keep_u)
@@ -273,14 +291,14 @@ class Cells:
             np.subtract(u, 1 << REGISTER, out=u, where=u > TOP + 1)
             np.add(u, 1 << REGISTER, out=u, where=u <= -TOP - 1)
         if self.keep_v is None:
-            np.negative(u, self.w)
+            np.negative(u, out)
         else:
             self._decay(self.w, self.keep_v)
-            np.subtract(self.w, u, self.w)
+            np.subtract(self.w, u, out)
         if self.bias is not None:
-            self.w -= self.bias
+            out -= self.bias
         if saturates:
-            np.clip(self.w, -TOP, TOP, out=self.w)
+            np.clip(out, -TOP, TOP, out=out)
         return u
 
     def _decay(self, x: np.ndarray, keep: Any) -> None:
@@ -292,9 +310,6 @@ class Cells:
         """The spikes into z (int8), and the reset."""
         up, w, mode = z.view(np.bool_), self.w, self.step.reset_mode
         np.less_equal(w, self.limit, up)
-        if self.cut:
-            torch.threshold_(*self.cut)
-            return
         down = np.False_ if self.lower is None else w >= self.lower
         if mode == "zero":
             w *= ~(up | down)
@@ -310,11 +325,12 @@ class GatedCells(Cells):
 
     def __init__(self, step: IntGatedFire, gates: Gates, shape: Ints, scratch: Scratch, key: Any) -> None:
         super().__init__(step.inner, shape, scratch, key)
+        self.simple = False
         self.gated, self.scratch, self.values = step, scratch, step.values.astype(np.int32)
         self.feedback, self.balance = gates
         self.sent, self.sign, self.message = self.array("d", np.int8), self.array("e", np.int8), self.array("m")
 
-    def charge(self, a: np.ndarray, wraps: bool, saturates: bool) -> np.ndarray:
+    def charge(self, a: np.ndarray, out: np.ndarray, wraps: bool, saturates: bool) -> np.ndarray:
         step, m = self.gated, self.message
         if self.feedback is not None:
             index = self.feedback(self.sent, self.scratch)
@@ -322,10 +338,10 @@ class GatedCells(Cells):
             index += 128
             a *= np.take(self.values, index, out=m, mode="clip")
             a >>= 8
-        u = super().charge(shifted(a, -ALIGN), wraps, saturates)
+        u = super().charge(shifted(a, -ALIGN), out, wraps, saturates)
         if self.balance is not None:
             top = (1 << (step.balance_bits - 1)) - 1
-            np.negative(self.w, out=m)
+            np.negative(out, out=m)
             m >>= step.balance_shift
             np.sign(self.balance(np.clip(m, -top, top, out=m), self.scratch), out=self.sign, casting="unsafe")
         return u
