@@ -31,8 +31,8 @@ def rectangular(x: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor, alpha: float = 4.0) -> Tensor:
     """Derivative `alpha s(alpha x) (1 - s(alpha x))`, s the logistic sigmoid (EICIL, BIRIL, DeepEISNN: alpha = 4)."""
-    s = torch.sigmoid(alpha * x)
-    return alpha * s * (1 - s)
+    s = (alpha * x).sigmoid_()
+    return torch.ops.aten.sigmoid_backward(s.new_full((), alpha), s)  # one pass: torch's own alpha * (1 - s) * s
 
 
 SURROGATES: dict[str, Surrogate] = {"rectangular": rectangular, "sigmoid": sigmoid}
@@ -129,15 +129,17 @@ def _ops(x: Tensor, p: Parameters) -> TorchOps:
     return TorchOps(x.dtype, x.device, SURROGATES[p.surrogate] if torch.is_grad_enabled() else None)
 
 
-def connection_node(module: nn.Module, shape: Ints) -> Any:
-    """A torch connection as a NIR node; `shape` is the neuron shape that enters it."""
+def connection_node(module: nn.Module, shape: Ints, weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
+    """A connection as a NIR node; `shape` is the neuron shape that enters it. weight, bias: in place of its own."""
+    if weight is None:
+        weight, bias = module.weight, module.bias  # type: ignore[assignment]
 
     def array(t: Tensor | None, like: int) -> np.ndarray:
         return np.zeros(like, np.float32) if t is None else t.detach().cpu().numpy().copy()
 
     if isinstance(module, nn.Linear):
-        return nir.Affine(array(module.weight, 0), array(module.bias, module.out_features))
+        return nir.Affine(array(weight, 0), array(bias, module.out_features))
     if isinstance(module, nn.Conv2d):
         geometry = module.stride, module.padding, module.dilation, module.groups
-        return nir.Conv2d(shape[1:], array(module.weight, 0), *geometry, array(module.bias, module.out_channels))
+        return nir.Conv2d(shape[1:], array(weight, 0), *geometry, array(bias, module.out_channels))
     raise TypeError(f"no NIR node for {type(module).__name__}")

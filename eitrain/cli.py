@@ -90,6 +90,7 @@ def fit(
             console.print(f"{name}: test accuracy {100 * score.accuracy:.2f} % ({correct} of {total})")
         title = f"{fitting.dataset.name}, best: {100 * scores['best'].accuracy:.2f} %"
         figures.confusion(scores["best"], classes, path / "confusion.png", title)
+        idle = _plasticity(fitting, path)
         if scores["best"].silent:
             console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}; raise init_gain")
         console.print(
@@ -97,11 +98,49 @@ def fit(
             f"next: eiexport {shlex.quote(str(path))} --target torch --target {'loihi' if chosen.quantize else 'lava'}",
             markup=False,
         )
+        if idle:
+            raise typer.Exit(1)
+
+
+def _plasticity(fitting: Fitting, path: Path) -> bool:
+    """Report what STDP did; True where it did next to nothing."""
+    from eitrain import figures
+    from eitrain.learning import ACTIVE, inactive, summary
+
+    rows = [r for r in fitting.rows if r.get("updates")]
+    if not rows:
+        return False
+    found, idle = summary(rows), inactive(rows)
+    fitting.run.write_json("plasticity.json", {"phases": found, "inactive": idle})
+    figures.plasticity(rows, path / "plasticity.png")
+    table = Table(box=None, pad_edge=False)
+    for column in ("phase", "layer", "|weight|", "change by gradient", "by STDP", "STDP's share", "cosine to descent"):
+        table.add_column(column)
+    for letter, layers in found.items():
+        for name, u in layers.items():
+            told = (
+                f"{u[k]:.3g}" if u[k] is not None else "-" for k in ("weight", "gradient", "stdp", "share", "cosine")
+            )
+            table.add_row(letter, name, *told)
+    console.print(table)
+    for name, share in idle.items():
+        console.print(
+            f"check failed: STDP-inactive on {name}: its increments are {100 * share:.2g} % of a gradient "
+            f"epoch's change (bar: {100 * ACTIVE:g} %); raise stdp_lr"
+        )
+    return bool(idle)
 
 
 def _announce(fitting: Fitting, progress: Bar) -> None:
     r, count = fitting.recipe, sum(p.numel() for p in fitting.net.parameters())
     progress.line(f"{r.name}: {r.architecture}, {r.gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
+    if (phases := r.phases).local:
+        where = ", ".join(fitting.watched) if len(fitting.watched) < 5 else f"{len(fitting.watched)} layers"
+        amount = "mean" if r.stdp_mean else "sum"
+        rule = f"f = {r.stdp_weight}, tau {r.stdp_tau_pre:g} and {r.stdp_tau_post:g}, {amount}, lr {r.stdp_lr:g}"
+        progress.line(f"schedule {r.schedule}: {phases.letters(phases.length)}, repeated; STDP on {where}: {rule}")
+    for remark in r.remarks:
+        progress.line(f"note: {remark}")
     sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
     progress.line(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
     if fitting.first:
@@ -109,10 +148,59 @@ def _announce(fitting: Fitting, progress: Bar) -> None:
 
 
 def _report(progress: Bar, row: dict[str, Any], epochs: int) -> None:
+    from eitrain.learning import overshooting
+
     val, test = (f"{100 * row[k]:.2f} %" for k in ("val_accuracy", "test_accuracy"))
     text = f"epoch {row['epoch'] + 1}/{epochs} [{row['phase']}]  loss {row['train_loss']:.4f}  "
     text += f"val {val}  test {test}  {row['seconds']:.1f} s"
+    if row.get("stdp_layers"):
+        updates = row["updates"].values()
+        stdp, gradient = (sum(u[k] for u in updates) for k in ("stdp", "gradient"))
+        text += f"  STDP {100 * stdp / max(1e-30, stdp + gradient):.1f} % of the change"
     progress.line(text + (f"  silent: {', '.join(row['silent'])}" if row["silent"] else ""))
+    for name, drive in overshooting(row).items():
+        progress.line(
+            f"warning: {name}: lr x largest drive = {drive:.2g} > 1, weights can turn around in one step; "
+            "lower stdp_lr, or give stdp_mean=true"
+        )
+
+
+@app.command(
+    epilog="Examples: `eitrain schedule biril-cifar10` · "
+    "`eitrain schedule eicil-mnist --set schedule=GSI:-3 --draw schedule.png`"
+)
+def schedule(
+    recipe: Annotated[str, typer.Argument(help="Recipe, see `eitrain recipes`.")],
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe: schedule=GSI:3, 1:8:3, GGSGGM.")
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(help="Draw it, with the learning rate, as a PNG.")] = None,
+) -> None:
+    """Which rule trains which epoch: the cycle's letters first."""
+    from eitrain import recipes
+    from eitrain.schedule import RULES
+
+    with user_errors("eitrain"):
+        given = [*(settings or []), *([] if epochs is None else [f"epochs={epochs}"])]
+        chosen = recipes.adjust(recipes.find(recipe), given)
+        phases = chosen.phases
+        letters = phases.letters(chosen.epochs)
+        print(phases.letters(phases.length))
+        print(f"{chosen.name}, schedule {chosen.schedule}: a cycle of {phases.length}, {chosen.epochs} epochs")
+        for letter in dict.fromkeys(letters):
+            strip = "".join("#" if k == letter else "." for k in letters[:72])
+            share = f"{letters.count(letter)} ({100 * letters.count(letter) / len(letters):.1f} %)"
+            print(f"  {letter} {strip}{'...' if len(letters) > 72 else ''} {share}")
+        for letter in dict.fromkeys(letters):
+            print(f"{letter}: {RULES[letter].name}")
+        for remark in chosen.remarks:
+            print(f"note: {remark}")
+        if draw is not None:
+            from eitrain import figures
+
+            figures.schedule(letters, [chosen.lr_at(e) for e in range(chosen.epochs)], draw)
+            print(f"drawn: {draw}")
 
 
 @app.command(name="recipes", epilog="Example: `eitrain recipes`")
@@ -121,11 +209,11 @@ def list_recipes() -> None:
     from eitrain.recipes import DEFAULT, RECIPES
 
     table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "data", "architecture", "gates", "T", "epochs", "encoder"):
+    for column in ("recipe", "data", "architecture", "gates", "T", "epochs", "encoder", "schedule"):
         table.add_column(column, no_wrap=column == "recipe")
     for r in RECIPES.values():
         name = f"{r.name} (default)" if r.name == DEFAULT else r.name
-        table.add_row(name, r.data, r.architecture, r.gates, str(r.steps), str(r.epochs), r.encoder)
+        table.add_row(name, r.data, r.architecture, r.gates, str(r.steps), str(r.epochs), r.encoder, r.schedule)
     console.print(table)
 
 

@@ -1,19 +1,22 @@
 """The original files of the data sets: found in a folder or downloaded, checked, and opened with care.
 
-Helpers of `eitrain.data`. All let OSError pass for a file that cannot be read.
+Helpers of `eitrain.data`. All let OSError pass for a file that cannot be read, and read no more than a limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import pickle
 import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,17 @@ MIRRORS: dict[str, tuple[str, str, dict[str, str]]] = {
         "https://www.cs.toronto.edu/~kriz/",
         {"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"},
     ),
+    "cifar100": (
+        "cifar100",
+        "https://www.cs.toronto.edu/~kriz/",
+        {"cifar-100-python.tar.gz": "md5:eb9058c3a382ffc7106e4002c42a8d85"},
+    ),
+}
+# What to fetch by hand, for data sets without a link that a program may use.
+BY_HAND = {
+    "nmnist": "get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist",
+    "tinyimagenet": "get tiny-imagenet-200.zip from http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "dvsgesture": "get DvsGesture.tar.gz from https://research.ibm.com/interactive/dvsgesture, unpack it",
 }
 # SHA-256 of the IDX content, not of the .gz around it: gzip headers differ between mirrors.
 IDX_SHA256 = {
@@ -76,6 +90,12 @@ CIFAR_PY_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+CIFAR100_PY_MD5 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+LARGEST = 2**28  # bytes; the largest file that is read at once, CIFAR-100's training batch, has 155 million
 
 
 def data_folder(name: str, data_dir: Path | None) -> Path:
@@ -103,8 +123,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     """
     if name not in MIRRORS:
         raise TrainError(
-            "nmnist: no direct download exists; get Train.zip and Test.zip from "
-            "https://www.garrickorchard.com/datasets/n-mnist and give their folder with --data-dir"
+            f"{name}: no direct download exists; {BY_HAND[name]} and give the folder it is in with --data-dir"
         )
     subfolder, mirror, files = MIRRORS[name]
     root = Path(pooch.os_cache("eitrain")) if cache is None else cache
@@ -119,7 +138,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
                 f"{name}: download of {mirror}{file} failed ({reason}); "
                 f"give a folder that already holds the data with --data-dir"
             ) from err
-    return root if name != "cifar10" else folder / "unpacked"
+    return folder / "unpacked" if any(file.endswith(".tar.gz") for file in files) else root
 
 
 def find(folders: Sequence[Path], files: Sequence[str], suffixes: Sequence[str] = ("",)) -> dict[str, Path]:
@@ -157,15 +176,38 @@ def file_sha256(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def read_plain_or_gzip(path: Path) -> bytes:
-    """The content of a file that may or may not be gzipped; raises TrainError when damaged."""
-    content = path.read_bytes()
+def bounded(content: bytes, limit: int, where: object) -> bytes:
+    """`content`, of which `limit` + 1 bytes were asked for; raises TrainError when there were as many."""
+    if len(content) > limit:
+        raise TrainError(f"{where}: more than {limit} bytes, which no original file has; download it again")
+    return content
+
+
+def read_file(path: Path, limit: int = LARGEST) -> bytes:
+    """The content of a file; raises TrainError for one of more than `limit` bytes."""
+    with path.open("rb") as file:
+        return bounded(file.read(limit + 1), limit, path)
+
+
+def read_plain_or_gzip(path: Path, limit: int = LARGEST) -> bytes:
+    """The content of a file that may or may not be gzipped; raises TrainError when damaged or too large."""
+    content = read_file(path, limit)
     if not content.startswith(b"\x1f\x8b"):  # an IDX file starts with two zero bytes
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as file:
+            return bounded(file.read(limit + 1), limit, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as err:
         raise TrainError(f"{path}: truncated or damaged gzip file ({err}); download it again") from err
+
+
+def text_lines(content: bytes, where: object) -> list[str]:
+    """The lines of a text file, stripped and without empty ones; raises TrainError when it is no text."""
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as err:
+        raise TrainError(f"{where}: not a text file ({err}); download it again") from err
+    return [line.strip() for line in lines if line.strip()]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -194,32 +236,70 @@ def read_array_pickle(content: bytes, path: Path) -> Any:
         raise TrainError(f"{path}: refused to unpickle it ({err}); download it again") from err
 
 
+@lru_cache(maxsize=8)
+def _open_zip(archive: str, _modified_ns: int, _size: int, _process: int, _thread: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _opened(archive: str) -> zipfile.ZipFile:
+    """An archive that stays open between calls: to read the directory of 120000 members takes seconds.
+
+    One handle for each process (a fork would share the position in the file with its parent) and thread (ZipFile
+    counts its readers without a lock).
+    """
+    about = os.stat(archive)
+    return _open_zip(archive, about.st_mtime_ns, about.st_size, os.getpid(), threading.get_ident())
+
+
 def zip_members(archive: Path) -> list[zipfile.ZipInfo]:
     """What a zip archive holds; raises TrainError when it is damaged."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            return opened.infolist()
+        return _opened(str(archive)).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
         raise TrainError(f"{archive}: truncated or not a zip file ({err}); download it again") from err
 
 
-@lru_cache(maxsize=8)
-def _open_zip(archive: str, _modified_ns: int, _process: int, _thread: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(archive)
-
-
 # What a damaged member raises; KeyError when it is gone, RuntimeError when it is encrypted.
-_DAMAGED = (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, zlib.error)
+_DAMAGED = (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
-def read_member(archive: str, member: str) -> bytes:
-    """The content of one member of a zip archive; raises TrainError when it is damaged, OSError when gone.
+def read_member(archive: str, member: str, limit: int = LARGEST) -> bytes:
+    """The content of one member of a zip archive.
 
-    The archive stays open between calls, one handle for each process (a fork would share the position in
-    the file with its parent) and thread (ZipFile counts its readers without a lock).
+    Raises TrainError when it is damaged or unpacks to more than `limit` bytes, OSError when the archive is gone.
     """
     try:
-        modified_ns = os.stat(archive).st_mtime_ns
-        return _open_zip(archive, modified_ns, os.getpid(), threading.get_ident()).read(member)
+        with _opened(archive).open(member) as file:
+            return bounded(file.read(limit + 1), limit, f"{archive}: {member}")
     except _DAMAGED as err:
         raise TrainError(f"{archive}: cannot unpack {member} ({err}); download it again") from err
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files below a folder, or members of a zip archive whose names start with `prefix`; nothing is unpacked."""
+
+    base: str
+    prefix: str | None = None
+
+    def where(self, name: str) -> str:
+        """File `name` (with forward slashes) as messages tell it."""
+        return f"{self.base}/{name}" if self.prefix is None else f"{self.base}: {self.prefix}{name}"
+
+    def read(self, name: str, limit: int = LARGEST) -> bytes:
+        """The content of file `name`, as `read_file` and `read_member` give it."""
+        if self.prefix is None:
+            return read_file(Path(self.base, name), limit)
+        return read_member(self.base, self.prefix + name, limit)
+
+    def sizes(self, folders: Sequence[str]) -> dict[str, int]:
+        """{name: bytes} of the files directly in `folders`, those there are; in a zip, as its directory says."""
+        if self.prefix is not None:
+            wanted = {f"{self.prefix}{folder}" for folder in folders}
+            members = ((m.filename, m.file_size) for m in zip_members(Path(self.base)) if not m.is_dir())
+            return {n.removeprefix(self.prefix): size for n, size in members if n.rpartition("/")[0] in wanted}
+        found: dict[str, int] = {}
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(Path(self.base, folder)) as entries:
+                found |= {f"{folder}/{e.name}": e.stat().st_size for e in entries if e.is_file()}
+        return found

@@ -12,11 +12,13 @@ import numpy as np
 
 from eiexport.files import replacing
 from eitrain.fit import Score
+from eitrain.schedule import runs
 
 matplotlib.use("Agg")  # files only: no display needed
 import matplotlib.pyplot as plt
 
 EXCITATORY, INHIBITORY, NEUTRAL = "#c44e52", "#4c72b0", "#555555"
+PHASES = {"G": "#dd8452", "S": "#4c72b0", "M": "#8172b3", "P": "#64b5cd"}
 
 
 @contextmanager
@@ -88,3 +90,45 @@ def activity(rows: list[dict[str, Any]], path: Path) -> None:
         right.set_xticks([-100, -50, 0, 50, 100], ["100", "50", "0", "50", "100"])
         right.invert_yaxis()
         right.legend(frameon=False, loc="lower left", fontsize=8)
+
+
+def plasticity(rows: list[dict[str, Any]], path: Path) -> None:
+    """What gradients and STDP changed in an epoch, over all of STDP's layers; and per layer, STDP's share and angle."""
+    epochs = [r["epoch"] + 1 for r in rows]
+    names = list(rows[-1]["updates"])
+    with figure(path, 11, max(3.4, 1.2 + 0.22 * len(names)), 3) as (left, middle, right):
+        for key, colour in (("gradient", EXCITATORY), ("stdp", INHIBITORY)):
+            sizes = [np.sqrt(sum(u[key] ** 2 for u in r["updates"].values())) or np.nan for r in rows]
+            left.plot(epochs, sizes, ".-", color=colour, label={"stdp": "STDP"}.get(key, key))
+        _shade(left, "".join(r["phase"] for r in rows))
+        left.set(xlabel="epoch", ylabel="norm of the weights' change", yscale="log", title="each rule, all layers")
+        left.legend(frameon=False)
+        local = [r for r in rows if r.get("stdp_layers")] or rows
+        for axes, key, title in (
+            (middle, "share", "STDP's share of the change"),
+            (right, "cosine", "cosine of STDP and descent"),
+        ):
+            known = [[v for r in local if (v := r["updates"][n][key]) is not None] for n in names]
+            axes.barh(names, [np.mean(v) if v else 0.0 for v in known], color=INHIBITORY)
+            axes.axvline(0, color="k", lw=0.8)
+            axes.invert_yaxis()
+            axes.set(title=title, xlim=(0, 1) if key == "share" else (-1, 1))
+            axes.tick_params(axis="y", labelsize=7)
+
+
+def schedule(letters: str, rates: list[float], path: Path) -> None:
+    """Which rule trains which epoch, and the learning rate."""
+    with figure(path, 9, 2.6) as axes:
+        axes.plot(np.arange(1, len(letters) + 1), rates, ".-" if len(rates) < 60 else "-", color="k")
+        _shade(axes, letters)
+        for letter in dict.fromkeys(letters):
+            axes.plot([], [], lw=8, alpha=0.35, color=PHASES[letter], label=f"{letter}: {letters.count(letter)} epochs")
+        axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0.5, len(letters) + 0.5))
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def _shade(axes: Any, letters: str) -> None:
+    """Each epoch in the colour of its rule."""
+    for letter, start, count in runs(letters):
+        axes.axvspan(start + 0.5, start + count + 0.5, color=PHASES[letter], alpha=0.2, lw=0)

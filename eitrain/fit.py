@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from torch.nn import functional
 
 from eiexport import calibrate, graph
 from eiexport.plans import Plan
-from eitrain import data, recipes, runs
+from eitrain import data, learning, recipes, runs
+from eitrain.architectures import classes_of
+from eitrain.cells import Cell
 from eitrain.data import Dataset, Split
 from eitrain.errors import TrainError
 from eitrain.integer import IntegerNet
+from eitrain.learning import Learner
 from eitrain.nets import SpikingNet
 from eitrain.recipes import Recipe
 from eitrain.runs import Run
+from eitrain.schedule import Phase
 from targets.observe import observe
 from targets.pytorch import device_of
 
@@ -58,10 +63,9 @@ def prepare(recipe: Recipe, x: np.ndarray, generator: np.random.Generator, train
     """
     if x.ndim == 5:
         return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
-    if recipe.augment and training:
-        x = data.augment_cifar(x, generator)
-    if recipe.normalise:
-        x = data.normalise(x, data.CIFAR10_MEAN, data.CIFAR10_STD)
+    if (augmentation := recipe.augmentation) is not None:
+        x = augmentation(x, generator) if recipe.augment and training else x
+        x = augmentation.normalise(x) if recipe.normalise else x
     if recipe.encoder == "rate":
         return torch.from_numpy((x > generator.random((recipe.steps, *x.shape), np.float32)).astype(np.float32))
     return torch.from_numpy(np.ascontiguousarray(x[None]))
@@ -82,6 +86,7 @@ def evaluate(
 ) -> Score:
     """Accuracy, confusion matrix and layer activity on `indices` of a split; rate codes are drawn by (seed, batch)."""
     model.eval()
+    cells = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Cell)}
     score, seen = Score(np.zeros((classes, classes), np.int64)), 0
     sums: dict[str, Tensor] = {}
     for start in range(0, len(indices), recipe.batch):
@@ -91,9 +96,11 @@ def evaluate(
         scores = model(x, recipe.steps, record)
         labels = torch.from_numpy(split.labels[part])
         np.add.at(score.confusion, (labels.numpy(), scores.argmax(1).cpu().numpy()), 1)
-        score.loss += float(_loss(scores, labels.to(device))) * len(part)
+        score.loss += float(loss_of(recipe, scores, labels.to(device))) * len(part)
         seen += len(part)
         for name, z in record.items():
+            if name not in cells:
+                continue
             counts = torch.stack([(z > 0).sum(), (z < 0).sum(), torch.tensor(z.numel(), device=z.device)])
             sums[name] = sums.get(name, 0) + counts.cpu().to(torch.float64)
     score.loss /= max(1, seen)
@@ -104,8 +111,10 @@ def evaluate(
     return score
 
 
-def _loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """MSE to one-hot, mean over samples and classes (BackEISNN's code; the paper's formula sums over classes)."""
+def loss_of(recipe: Recipe, scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, or MSE to one-hot, mean over samples and classes (BackEISNN's code; the paper sums classes)."""
+    if recipe.loss == "cross_entropy":
+        return functional.cross_entropy(scores, labels)
     return functional.mse_loss(scores, functional.one_hot(labels, scores.shape[1]).to(scores.dtype))
 
 
@@ -133,17 +142,22 @@ class Fitting:
         data_dir = self.run.data_dir(data_dir) if resume else data_dir
         self.dataset: Dataset = data.load(recipe.data, data_dir, steps=recipe.steps)
         classes = len(self.dataset.classes)
-        if recipe.architecture.split("-")[-1] != str(classes):
+        if classes_of(recipe.architecture) not in (None, classes):
             raise TrainError(
                 f"architecture {recipe.architecture!r} does not end with {classes}, {recipe.data}'s classes"
             )
         train, held = data.split_validation(self.dataset.train.labels, recipe.validation, recipe.seed)
         self.train_indices, self.held_indices = train, held
         torch.manual_seed(recipe.seed)
-        net = recipe.net(self.dataset.shape)
+        net = recipe.net(self.dataset.shape, classes)
         self.names = [n for n, _ in net.named_parameters()]
         optimiser = torch.optim.Adam(net.parameters(), recipe.lr)
+        self.watched = tuple(
+            dict.fromkeys(n for p in recipe.phases.phases if p.rule.local for n in learning.layers_of(net, p.layers))
+        )
+        self.labelled = labelled(self.dataset.train.labels, train, recipe)
         self.first, self.best = 0, -1.0
+        self.best_weights: dict[str, Tensor] = {}
         self.rows: list[dict[str, Any]] = []
         if resume:
             self._resume(net, optimiser)
@@ -153,6 +167,7 @@ class Fitting:
         self.net: SpikingNet = net
         # every process reads the plan that the first one wrote
         module = IntegerNet(net, self.run.plan(recipe.quantize)) if recipe.quantize else net
+        self.module = module
         self.model, self.optimiser = self.fabric.setup(module, optimiser)
 
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
@@ -205,7 +220,9 @@ class Fitting:
         checkpoint = self.run.checkpoint("resume")
         if checkpoint.is_file():
             tensors, meta = runs.load(checkpoint)
-            runs.load_weights(net, {k: v for k, v in tensors.items() if not k.startswith("optimiser.")}, checkpoint)
+            weights = {k: v for k, v in tensors.items() if not k.startswith(("optimiser.", "best."))}
+            runs.load_weights(net, weights, checkpoint)
+            self.best_weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
             runs.restore_optimiser(optimiser, tensors, self.names)
             self.first, self.best = meta["epoch"] + 1, meta["best"]
             self.rows = self.run.read_metrics(self.first)
@@ -223,16 +240,26 @@ class Fitting:
         classes = len(self.dataset.classes)
         for epoch in range(self.first, self.recipe.epochs):
             began = time.perf_counter()
-            loss = self._train(epoch)
+            phase = self.recipe.phases.phase_at(epoch)
+            if self.recipe.resume_from_best and self.recipe.phases.starts(epoch):
+                self.net.load_state_dict(self.best_weights)
+            loss, updates = self._train(epoch, phase)
             held, test = (
-                evaluate(self.model, self.recipe, split, indices, classes, self.fabric.device)
+                evaluate(self.module, self.recipe, split, indices, classes, self.fabric.device)
                 for split, indices in (
                     (self.dataset.train, self.held_indices),
                     (self.dataset.test, np.arange(len(self.dataset.test))),
                 )
             )
-            row: dict[str, Any] = {"epoch": epoch, "phase": "G", "train_loss": loss, "val_loss": held.loss}
+            row: dict[str, Any] = {
+                "epoch": epoch,
+                "phase": phase.rule.letter,
+                "train_loss": loss,
+                "val_loss": held.loss,
+            }
             row |= {"val_accuracy": held.accuracy, "test_accuracy": test.accuracy, "lr": self.recipe.lr_at(epoch)}
+            if self.watched:
+                row |= {"updates": updates, "stdp_layers": [n for n, u in updates.items() if u["drive"] is not None]}
             row |= {"silent": test.silent, "layers": test.layers, "seconds": round(time.perf_counter() - began, 3)}
             self.rows.append(row)
             if self.fabric.is_global_zero:
@@ -240,12 +267,16 @@ class Fitting:
             self.fabric.barrier()
             yield row
 
-    def _train(self, epoch: int) -> float:
-        """One epoch; everything random in it depends on (seed, epoch) alone, so a resumed run repeats it exactly."""
+    def _train(self, epoch: int, phase: Phase) -> tuple[float, dict[str, Any]]:
+        """One epoch; everything random in it depends on (seed, epoch) alone, so a resumed run repeats it exactly.
+
+        Returns the mean loss and, where any phase of the schedule uses STDP, what was done to each of its layers.
+        """
         recipe, fabric = self.recipe, self.fabric
         generator = np.random.default_rng([recipe.seed, epoch, fabric.global_rank])
         torch.manual_seed((recipe.seed * 1_000_003 + epoch) * 64 + fabric.global_rank)
-        order = self.train_indices[np.random.default_rng([recipe.seed, epoch]).permutation(len(self.train_indices))]
+        seen = self.labelled if phase.rule.gradient else self.train_indices
+        order = seen[np.random.default_rng([recipe.seed, epoch]).permutation(len(seen))]
         # every process takes as many samples, since each step waits for all
         order = order[fabric.global_rank : len(order) // fabric.world_size * fabric.world_size : fabric.world_size]
         batches = -(-len(order) // recipe.batch)
@@ -254,28 +285,35 @@ class Fitting:
             group["lr"] = recipe.lr_at(epoch)
         self.model.train()
         total = 0.0
+        learner = Learner(
+            self.model, self.net, self.optimiser, phase, recipe.stdp(epoch), self.watched, fabric.backward, self._reduce
+        )
         for i in range(batches):
             part = order[i * recipe.batch : (i + 1) * recipe.batch]
             x = prepare(recipe, self.dataset.train.batch(part), generator, training=True).to(fabric.device)
             labels = torch.from_numpy(self.dataset.train.labels[part]).to(fabric.device)
-            loss = _loss(self.model(x, recipe.steps), labels)
-            self.optimiser.zero_grad()
-            fabric.backward(loss)
-            self.optimiser.step()
-            total += runs.finite(float(loss.detach()), epoch)
+            loss = learner.iterate(x, labels, recipe.steps, partial(loss_of, recipe))
+            total += runs.finite(float(loss), epoch)
             self.progress(f"epoch {epoch + 1}/{recipe.epochs}", i + 1, batches)
         mean = fabric.all_reduce(torch.tensor(total / batches, dtype=torch.float64))
-        return float(mean)  # type: ignore[arg-type]
+        return float(mean), learner.rows()  # type: ignore[arg-type]
+
+    def _reduce(self, x: Tensor, how: str) -> Tensor:
+        return self.fabric.all_reduce(x, reduce_op=how) if self.fabric.world_size > 1 else x  # type: ignore[return-value]
 
     def _store(self, epoch: int, accuracy: float) -> None:
         """best, metrics, last, and resume at the very end: it names the epoch that a later start goes on from."""
         weights = dict(self.net.state_dict())
         if accuracy > self.best:
             self.best = accuracy
+            if self.recipe.resume_from_best:
+                self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
             runs.save(self.run.checkpoint("best"), weights, {"epoch": epoch, "val_accuracy": accuracy})
         self.run.write_metrics(self.rows)
         runs.save(self.run.checkpoint("last"), weights, {"epoch": epoch, "val_accuracy": accuracy})
         everything = weights | runs.optimiser_state(self.optimiser, self.names)
+        # the file `best` may be of an epoch that is repeated after a kill
+        everything |= {f"best.{k}": v for k, v in self.best_weights.items()}
         runs.save(self.run.checkpoint("resume"), everything, {"epoch": epoch, "best": self.best})
 
     def scores(self) -> dict[str, Score]:
@@ -290,6 +328,18 @@ class Fitting:
         return found
 
 
+def labelled(labels: np.ndarray, train: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Training samples whose labels gradients may use: all, or `recipe.labels` of each class, drawn by the seed."""
+    if not recipe.labels:
+        return train
+    order = np.random.default_rng([recipe.seed, 2]).permutation(train)
+    classes = labels[order]
+    rank = np.zeros(len(order), np.int64)
+    for c in np.unique(classes):
+        rank[classes == c] = np.arange((classes == c).sum())
+    return np.sort(order[rank < recipe.labels])
+
+
 def calibration_samples(recipe: Recipe, train: np.ndarray, most: int = 100) -> np.ndarray:
     """Training samples that scales are chosen by: never test samples, nor those that choose the best epoch."""
     return np.random.default_rng([recipe.seed, 1]).permutation(train)[:most]
@@ -299,6 +349,6 @@ def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet 
     """The network as the run trained it, in float or in integers, and its checkpoint's metadata."""
     path, recipe = run.checkpoint(checkpoint), run.recipe()
     tensors, meta = runs.load(path)
-    net = recipe.net(dataset.shape)
+    net = recipe.net(dataset.shape, len(dataset.classes))
     runs.load_weights(net, tensors, path)
     return (IntegerNet(net, run.plan(recipe.quantize)) if recipe.quantize else net).eval(), meta

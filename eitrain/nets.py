@@ -1,10 +1,8 @@
-"""Networks: a chain of connections, spiking cells and pools, trained in torch and written out as a NIR graph."""
+"""Spiking networks: modules and the edges between them, trained in torch and written out as a NIR graph."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import nir
@@ -12,139 +10,190 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eiexport import nodes
 from eiexport.graph import stamp
 from eiexport.ops import Ints
 from eitrain.cells import Cell, connection_node
-from eitrain.errors import TrainError
 
-TOKEN = re.compile(r"(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|(?P<units>\d+)")
+INPUT = "input"
+Sources = Mapping[str, tuple[str, ...]]
+Connection = nn.Conv2d | nn.Linear
 
 
-class SpikingNet(nn.Sequential):
-    """Modules in order; cells see time, everything else is folded over (time x batch).
+class Tape:
+    """What a forward pass should keep, detached: inputs of some modules, outputs of others."""
+
+    def __init__(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        nothing = torch.empty(0)
+        self.inputs, self.outputs = dict.fromkeys(inputs, nothing), dict.fromkeys(outputs, nothing)
+
+
+class SpikingNet(nn.Module):
+    """Modules in topological order; edges into one module are summed; cells see time, all else is folded over it.
+
+    sources: the modules (or "input") that feed each one; by default its predecessor. The last module is the output.
 
     forward: x (T, B, C, H, W), or (1, B, C, H, W) for a static image shown at every one of `steps` steps, whose
-    first connection is then computed once. Returns the mean of the last cell's spikes over time, (B, classes), so
-    scores are multiples of 1 / T.
+    first connection is then computed once. Returns the mean of the last module's output over time, (B, classes): a
+    spike count over T for a cell, the mean current for a connection. `record` takes the outputs of the cells and of
+    the last module. `tape`, where set, is filled by every pass, also inside a wrapper for several devices.
     """
 
-    def __init__(self, modules: OrderedDict[str, nn.Module], shape: Ints) -> None:
-        super().__init__(modules)
-        self.shape = shape
+    def __init__(self, modules: Mapping[str, nn.Module], shape: Ints, sources: Sources | None = None) -> None:
+        super().__init__()
+        previous = INPUT
+        self.sources: dict[str, tuple[str, ...]] = {}
+        for name, module in modules.items():
+            self.add_module(name, module)
+            self.sources[name] = (sources or {}).get(name, (previous,))
+            previous = name
+        self.shape, self.last = shape, previous
+        self.tape: Tape | None = None
+        self._after = {s: [n for n in self.sources if s in self.sources[n]] for s in (INPUT, *self.sources)}
 
     def forward(self, x: Tensor, steps: int | None = None, record: dict[str, Tensor] | None = None) -> Tensor:
-        steps = steps or len(x)
+        steps, tape = steps or len(x), self.tape or Tape((), ())
+        values = {INPUT: x}
         for name, module in self.named_children():
+            first, *rest = (values[s] for s in self.sources[name])
+            y = sum(rest, first)
+            if name in tape.inputs:
+                tape.inputs[name] = y.detach()
             if isinstance(module, Cell):
-                x = module.over_time(x if len(x) == steps else x.expand(steps, *x.shape[1:]))
-                if record is not None:
-                    record[name] = x
+                y = module.over_time(y if len(y) == steps else y.expand(steps, *y.shape[1:]))
             else:
-                y = module(x.flatten(0, 1))
-                x = y.view(len(x), -1, *y.shape[1:])
-        return x.mean(0)
+                z = module(y.flatten(0, 1))
+                y = z.view(len(y), -1, *z.shape[1:])
+            if record is not None and self._recorded(name, module):
+                record[name] = y
+            if name in tape.outputs:
+                tape.outputs[name] = y.detach()
+            values[name] = y
+            for source in self.sources[name]:  # what nobody reads any more need not stay in memory
+                if self._after[source][-1] == name:
+                    del values[source]
+        return values[self.last].mean(0)
+
+    def _recorded(self, name: str, module: nn.Module) -> bool:
+        pools = isinstance(module, nn.MaxPool2d) and self.spikes_into(name)
+        return isinstance(module, Cell) or name == self.last or pools
 
     @property
     def cells(self) -> dict[str, Cell]:
         return {n: m for n, m in self.named_children() if isinstance(m, Cell)}
 
+    @property
+    def connections(self) -> dict[str, Connection]:
+        return {n: m for n, m in self.named_children() if isinstance(m, Connection)}
+
+    def way_out(self, connection: str) -> tuple[str, ...]:
+        """What stands behind a connection up to and with the cell it feeds; ends without one at the network's end."""
+        names: list[str] = []
+        at = connection
+        while self._after[at]:
+            (at,) = self._after[at]  # builders give every connection one way out
+            names.append(at)
+            if isinstance(self.get_submodule(at), Cell):
+                break
+        return tuple(names)
+
+    def folded(self, connection: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of a connection with the BatchNorm behind it, as it evaluates; gradients flow to all of them.
+
+        w' = w gamma / sqrt(var + eps), b' = beta + (b - mean) gamma / sqrt(var + eps), computed in `dtype`.
+        """
+        module: Any = self.get_submodule(connection)
+        weight, bias = (None if p is None else p.to(dtype or p.dtype) for p in (module.weight, module.bias))
+        assert weight is not None
+        if (norm := self._norm_of(connection)) is None:
+            return weight, bias
+        scale, shift = affine(norm, weight.dtype)
+        return weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + bias * scale
+
+    def _norm_of(self, connection: str) -> nn.BatchNorm2d | None:
+        """The BatchNorm that folds into a connection: right behind it, or behind a max pool that it commutes with."""
+        for name in self.way_out(connection):
+            module = self.get_submodule(name)
+            if isinstance(module, nn.BatchNorm2d):
+                direct = self.sources[name] == (connection,)
+                return module if direct or bool((affine(module)[0] >= 0).all()) else None
+            if not isinstance(module, nn.MaxPool2d):
+                break
+        return None
+
+    def spikes_into(self, name: str) -> bool:
+        """True where a pool's input is one cell's unsigned spikes: then its maximum is a threshold on their sum."""
+        (source,) = self.sources[name]
+        cell = self.cells.get(source)
+        return cell is not None and cell.p.balance is None
+
     def graph(self, **provenance: Any) -> nir.NIRGraph:
-        """This network as a NIR graph; dropout is identity, the readout (mean over time) stays outside."""
-        shape, previous = self.shape, "input"
-        found: dict[str, Any] = {"input": nir.Input(np.array(shape))}
-        edges = []
+        """This network as a NIR graph, as it evaluates: BatchNorm folded in float64, dropout left out.
+
+        The readout (mean over time) stays outside. A max pool on spikes becomes SumPool2d -> Threshold. A BatchNorm
+        behind a max pool on currents that turns signs around cannot move before the pool; it becomes a channel-wise
+        convolution behind it.
+        """
+        folded = [norm for n in self.connections if (norm := self._norm_of(n)) is not None]
+        shapes, stands = {INPUT: self.shape}, {INPUT: INPUT}
+        found: dict[str, Any] = {INPUT: nir.Input(np.array(self.shape))}
+        edges: list[tuple[str, str]] = []
         for name, module in self.named_children():
-            if isinstance(module, nn.Dropout):
+            came = [stands[s] for s in self.sources[name]]
+            shape = shapes[self.sources[name][0]]
+            shapes[name], stands[name] = output_shape(module, shape), name
+            if isinstance(module, nn.Dropout) or any(module is norm for norm in folded):
+                (stands[name],) = came
                 continue
-            found[name], shape = _node(module, shape)
-            edges.append((previous, name))
-            previous = name
-        found["output"] = nir.Output(np.array(shape))
-        graph = nir.NIRGraph(found, [*edges, (previous, "output")], type_check=False)
+            if isinstance(module, nn.MaxPool2d) and self.spikes_into(name):
+                found[f"{name}_sum"] = nir.SumPool2d(*_window(module))
+                edges += [(s, f"{name}_sum") for s in came]
+                came, found[name] = [f"{name}_sum"], nir.Threshold(np.full(shapes[name], 0.5))
+            else:
+                found[name] = self._node(name, module, shape)
+            edges += [(s, name) for s in came]
+        found["output"] = nir.Output(np.array(shapes[self.last]))
+        graph = nir.NIRGraph(found, [*edges, (stands[self.last], "output")], type_check=False)
         return stamp(graph, dt=1.0, integrator="euler", dtype="float32", **provenance)
 
+    @torch.no_grad()
+    def _node(self, name: str, module: nn.Module, shape: Ints) -> Any:
+        """The NIR node of one module for an input shape."""
+        if isinstance(module, Cell):
+            return module.node(shape)
+        if isinstance(module, nn.AvgPool2d):
+            return nir.AvgPool2d(*_window(module))
+        if isinstance(module, nn.MaxPool2d):
+            return nodes.EIMaxPool2d(*_window(module))
+        if isinstance(module, nn.Flatten):
+            return nir.Flatten({"input": np.array(shape)}, 0, -1)
+        if isinstance(module, nn.BatchNorm2d):
+            scale, shift = (a.cpu().numpy() for a in affine(module, torch.float64))
+            one = (1, 1)
+            return nir.Conv2d(shape[1:], scale.reshape(-1, 1, 1, 1), one, (0, 0), one, len(scale), shift)
+        if self._norm_of(name) is None:
+            return connection_node(module, shape)
+        # in float64: the proof compares the folded graph with the network as it was trained
+        return connection_node(module, shape, *self.folded(name, torch.float64))
 
-def _node(module: nn.Module, shape: Ints) -> tuple[Any, Ints]:
-    """(NIR node, output shape) of one module for an input shape."""
-    if isinstance(module, Cell):
-        return module.node(shape), shape
-    if isinstance(module, nn.AvgPool2d):
-        k = int(module.kernel_size)  # type: ignore[arg-type]
-        pair = np.array([k, k])
-        return nir.AvgPool2d(pair, pair, np.array([0, 0])), (shape[0], shape[1] // k, shape[2] // k)
-    if isinstance(module, nn.Flatten):
-        return nir.Flatten({"input": np.array(shape)}, 0, -1), (math.prod(shape),)
-    weight = next(module.parameters())
-    out = tuple(module(torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)).shape[1:])
-    return connection_node(module, shape), out
+
+def affine(norm: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of a BatchNorm in evaluation, computed in `dtype`: y = scale * x + shift a channel."""
+    parts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    gamma, beta, mean, var = (p.to(dtype or p.dtype) for p in parts)  # type: ignore[union-attr]
+    scale = gamma / torch.sqrt(var + norm.eps)
+    return scale, beta - mean * scale
 
 
-def backeisnn(
-    architecture: str,
-    shape: Ints,
-    *,
-    padding: int = 0,
-    sfbm: bool = True,
-    beim: bool = True,
-    gate_kernel: int = 3,
-    dropout: float = 0.0,
-    init_gain: float = 1.0,
-) -> SpikingNet:
-    """BackEISNN (Zhao, Zeng, Li 2021, sections 3 and 4): convolutions with gated cells, then plain fully connected.
+def _window(module: nn.AvgPool2d | nn.MaxPool2d) -> tuple[np.ndarray, ...]:
+    """Kernel, stride and padding of a square pool, as NIR's pairs."""
+    return tuple(np.array([int(v)] * 2) for v in (module.kernel_size, module.stride, module.padding))  # type: ignore[arg-type]
 
-    architecture: e.g. "15C5-P2-40C5-P2-300-10"; xCk = conv with x maps and kernel k, P2 = 2x2 average pool, a number =
-    fully connected. Cells sit before the pools: decay .2, threshold .5, strict >, hard reset, rectangular surrogate.
-    sfbm, beim: the four ablations. gate_kernel: odd, stride 1, padded to keep the map. init_gain multiplies the
-    initial conv and linear weights (not the gates): with PyTorch's default (1) gated networks start silent.
-    """
-    if gate_kernel % 2 == 0:
-        raise TrainError(f"gate_kernel = {gate_kernel}: a gate keeps its map, so its kernel must be odd")
-    entry, modules = shape, OrderedDict[str, nn.Module]()
-    counts = dict.fromkeys(("conv", "pool", "linear", "neuron", "dropout"), 0)
 
-    def add(kind: str, module: nn.Module) -> None:
-        counts[kind] += 1
-        modules[f"{kind}{counts[kind]}"] = module
-
-    def gate(maps: int) -> nn.Module:
-        return nn.Conv2d(maps, maps, gate_kernel, padding=gate_kernel // 2)
-
-    constants: dict[str, Any] = {"decay": 0.2, "threshold": 0.5}
-    tokens = architecture.split("-")
-    for i, text in enumerate(tokens):
-        match, size, last = TOKEN.fullmatch(text), shape[-1], i == len(tokens) - 1
-        if match is None or any(int(v) < 1 for v in match.groups() if v):
-            raise TrainError(f"architecture {architecture!r}: {text!r} is none of xCk, Pk, x (as in 15C5-P2-300-10)")
-        if last and not match["units"]:
-            raise TrainError(f"architecture {architecture!r}: must end with the number of classes, not {text!r}")
-        if len(shape) == 1 and not match["units"]:
-            raise TrainError(f"architecture {architecture!r}: {text!r} cannot follow a fully connected layer")
-        if maps := match["maps"]:
-            kernel = int(match["kernel"])
-            if padding >= kernel:
-                raise TrainError(f"padding = {padding}: must be smaller than the kernel {kernel} of {text!r}")
-            add("conv", nn.Conv2d(shape[0], int(maps), kernel, padding=padding))
-            shape = (int(maps), *(n + 2 * padding - kernel + 1 for n in shape[1:]))
-            gates = {k: gate(int(maps)) if on else None for k, on in (("feedback", sfbm), ("balance", beim))}
-            add("neuron", Cell(**constants, **gates))
-            if dropout:
-                add("dropout", nn.Dropout(dropout))
-        elif pool := match["pool"]:
-            add("pool", nn.AvgPool2d(int(pool)))
-            shape = (shape[0], *(n // int(pool) for n in shape[1:]))
-        else:
-            if len(shape) > 1:
-                modules["flatten"] = nn.Flatten()
-                shape = (math.prod(shape),)
-            add("linear", nn.Linear(shape[0], int(text)))
-            shape = (int(text),)
-            add("neuron", Cell(**constants))
-            if dropout and not last:
-                add("dropout", nn.Dropout(dropout))
-        if min(shape) < 1:
-            raise TrainError(f"architecture {architecture!r}: a map of {size} pixels is too small for {text!r}")
+def output_shape(module: nn.Module, shape: Ints) -> Ints:
+    """Neuron shape behind a module."""
+    if isinstance(module, Cell | nn.Dropout | nn.BatchNorm2d):
+        return shape
+    like = next(module.parameters(), torch.zeros(()))
     with torch.no_grad():
-        for module in modules.values():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.mul_(init_gain)
-    return SpikingNet(modules, entry)
+        return tuple(module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device)).shape[1:])

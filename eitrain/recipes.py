@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from eiexport.ops import Ints
 from eiexport.plans import BITS
+from eitrain import schedule as schedules
+from eitrain.architectures import DEEP, backeisnn, deep
+from eitrain.augment import AUGMENTATIONS, Augmentation
 from eitrain.errors import TrainError
-from eitrain.nets import SpikingNet, backeisnn
+from eitrain.nets import SpikingNet
+from eitrain.schedule import Schedule
+from eitrain.stdp import STDP
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,12 @@ class Recipe:
     step); event data is its own input. sfbm, beim: the two gates. validation: share of the training data on which
     `best` is chosen. batches: 0 = whole epochs, else so many training steps an epoch. quantize: 0 = float, else the
     bits of the integer network whose own forward pass is trained.
+    loss: "mse" of scores to one-hot, or "cross_entropy". cosine: T_max of a cosine schedule in epochs, 0: steps.
+    width: maps of the first layer of a named architecture. spiking_head: neurons behind its last layer too.
+    schedule: which rule trains which epoch (`eitrain.schedule.FORMS`). resume_from_best: each new phase starts from
+    the best weights so far. labels: training samples a class that gradients see, 0: all (phase P sees them all).
+    stdp_*: fields of `eitrain.stdp.STDP`; its step size follows the learning rate's schedule. stdp_low = stdp_high:
+    no bounds.
     """
 
     name: str
@@ -46,18 +59,82 @@ class Recipe:
     validation: float = 0.1
     seed: int = 4150
     quantize: int = 0
+    loss: str = "mse"
+    cosine: int = 0
+    width: int = 64
+    spiking_head: bool = False
+    schedule: str = "G"
+    resume_from_best: bool = False
+    labels: int = 0
+    stdp_layers: str = "conv"
+    stdp_lr: float = 1e-2
+    stdp_tau_pre: float = 2.0
+    stdp_tau_post: float = 100.0
+    stdp_decay: str = "linear"
+    stdp_same_step: str = "include"
+    stdp_pairs: str = "all"
+    stdp_weight: str = "clamp"
+    stdp_a_plus: float = 1.0
+    stdp_a_minus: float = 1.0
+    stdp_mean: bool = True
+    stdp_low: float = 0.0
+    stdp_high: float = 0.0
+    stdp_keep_norm: bool = False
+    stdp_reward: bool = False
 
     @property
     def gates(self) -> str:
         """The gates that are on, in words."""
+        if self.architecture in DEEP:
+            return "-"
         return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "no gates"
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch (from 0)."""
-        return self.lr * self.lr_drop ** (epoch // self.lr_every)
+        """Learning rate of an epoch (from 0): lr (1 + cos(pi epoch / T_max)) / 2, or a drop every so many epochs."""
+        return self.lr * self.lr_share(epoch)
 
-    def net(self, shape: Ints) -> SpikingNet:
+    def lr_share(self, epoch: int) -> float:
+        """What is left of the initial rates in an epoch."""
+        if self.cosine:
+            return (1 + math.cos(math.pi * epoch / self.cosine)) / 2
+        return self.lr_drop ** (epoch // self.lr_every)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What the system's recipes do with this data's training images, and how they normalise."""
+        return AUGMENTATIONS.get((self.augmentation_style, self.data))
+
+    @property
+    def augmentation_style(self) -> str:
+        """Rows of `eitrain.augment.AUGMENTATIONS`; EICIL's set-up is known from BIRIL's code alone."""
+        return "biril" if self.system == "eicil" else self.system
+
+    @property
+    def phases(self) -> Schedule:
+        """Which rule trains which epoch."""
+        return schedules.parse(self.schedule, self.stdp_layers)
+
+    def stdp(self, epoch: int = 0) -> STDP:
+        """The plasticity rule, with its step size of an epoch."""
+        given = {f.name: getattr(self, f"stdp_{f.name}") for f in fields(STDP)}
+        if self.stdp_low == self.stdp_high:
+            given |= {"low": -math.inf, "high": math.inf}
+        return STDP(**given | {"lr": self.stdp_lr * self.lr_share(epoch)})
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the run starts."""
+        found = [self.phases.remark] if self.phases.remark else []
+        if self.cosine and self.epochs > self.cosine:
+            found.append(
+                f"epochs = {self.epochs} > cosine = {self.cosine}: the learning rate reaches 0 and rises again"
+            )
+        return tuple(found)
+
+    def net(self, shape: Ints, classes: int = 10) -> SpikingNet:
         """The untrained network for inputs of `shape` (C, H, W)."""
+        if self.architecture in DEEP:
+            return deep(self.architecture, shape, classes, width=self.width, spiking_head=self.spiking_head)
         gates: dict[str, Any] = {"sfbm": self.sfbm, "beim": self.beim, "gate_kernel": self.gate_kernel}
         rest: dict[str, Any] = {"padding": self.padding, "dropout": self.dropout, "init_gain": self.init_gain}
         return backeisnn(self.architecture, shape, **gates, **rest)
@@ -85,6 +162,68 @@ _RATE = (
 )
 
 
+_EICIL = Recipe(
+    "eicil-mnist",
+    "mnist",
+    "resnet18",
+    320,
+    system="eicil",
+    steps=4,
+    batch=64,
+    loss="cross_entropy",
+    cosine=320,
+    schedule="GSGI:2",
+    augment=True,
+    normalise=True,
+    seed=230,
+)
+_BIRIL = replace(_EICIL, name="biril-mnist", system="biril", architecture="biril", schedule="1:6:2")
+
+
+def _eicil() -> Iterator[Recipe]:
+    """EICIL (NeurIPS 2023): three networks on three data sets; the set-up is that of its descendant code (BIRIL's).
+
+    T = 4, Adam 1e-3, batch 64, cosine to 0 at epoch 320 (the code trains on to 350, while the rate rises again).
+    Without variant: ResNet-18 under GSGI with K = 2; the paper's other methods are variants.
+    """
+    methods = {"gs": "G", "stdp-bw": "S", "stdp-bw-gs": "M", "gsi": "GSI:2"}
+    for data in ("mnist", "cifar10", "cifar100"):
+        base = replace(_EICIL, name=f"eicil-{data}", data=data)
+        yield base
+        yield from (replace(base, name=f"{base.name}-{k}", schedule=v) for k, v in methods.items())
+        yield from (
+            replace(base, name=f"{base.name}-{k}", architecture=k) for k in DEEP if k not in ("resnet18", "biril")
+        )
+
+
+def _biril() -> Iterator[Recipe]:
+    """BIRIL: its network and, for each data set, the ratio S:G:M that was best in its table 2."""
+    best = {"mnist": "1:6:2", "cifar10": "1:8:3", "cifar100": "1:8:3", "tinyimagenet": "1:8:3"}
+    yield from (replace(_BIRIL, name=f"biril-{k}", data=k, schedule=v) for k, v in best.items())
+    frames: dict[str, Any] = {"steps": 16, "batch": 4, "augment": False, "normalise": False, "schedule": "2:6:1"}
+    yield replace(_BIRIL, name="biril-dvsgesture", data="dvsgesture", **frames)
+
+
+_SMALL: dict[str, Any] = {
+    "data": "digits",
+    "architecture": "resnet8",
+    "width": 16,
+    "lr": 1e-2,
+    "epochs": 12,
+    "cosine": 12,
+    "batch": 32,
+    "augment": False,
+    "normalise": False,
+    "validation": 0.15,
+}
+_LOCAL = (
+    replace(_EICIL, name="eicil-digits", **_SMALL),
+    replace(_BIRIL, name="biril-digits", **_SMALL | {"architecture": "biril8", "schedule": "1:8:3"}),
+    *_eicil(),
+    *_biril(),
+)
+
+
 def _ablations(recipe: Recipe) -> tuple[Recipe, ...]:
     """The paper's ablation (section 4.5): one gate, or none; both is the recipe itself."""
     switches: dict[str, Any] = {
@@ -95,7 +234,7 @@ def _ablations(recipe: Recipe) -> tuple[Recipe, ...]:
     return tuple(replace(recipe, name=f"{recipe.name}-{k}", **off) for k, off in switches.items())
 
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (*_BASE, *_RATE, *(a for r in _BASE for a in _ablations(r)))}
+RECIPES: dict[str, Recipe] = {r.name: r for r in (*_BASE, *_RATE, *(a for r in _BASE for a in _ablations(r)), *_LOCAL)}
 DEFAULT = _BASE[0].name
 
 
@@ -152,6 +291,9 @@ def verify(recipe: Recipe) -> Recipe:
         "gate_kernel": 1,
         "padding": 0,
         "seed": 0,
+        "cosine": 0,
+        "width": 1,
+        "labels": 0,
     }
     for key, least in at_least.items():
         if getattr(recipe, key) < least:
@@ -163,12 +305,18 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"--quantize {recipe.quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
     if recipe.seed >= 2**31:
         raise TrainError(f"seed = {recipe.seed}: must be below 2**31")
-    if (recipe.augment or recipe.normalise) and recipe.data != "cifar10":
-        raise TrainError(f"augment and normalise are made for cifar10's images, not for {recipe.data}")
+    if (recipe.augment or recipe.normalise) and recipe.augmentation is None:
+        known = ", ".join(d for style, d in AUGMENTATIONS if style == recipe.augmentation_style)
+        raise TrainError(f"augment and normalise, in recipes of {recipe.system}, know {known}, not {recipe.data}")
     if not 0 <= recipe.dropout < 1:
         raise TrainError(f"dropout = {recipe.dropout}: must lie in [0, 1)")
     if recipe.encoder not in ("direct", "rate"):
         raise TrainError(f"encoder = {recipe.encoder!r}; valid: direct, rate")
+    if recipe.loss not in ("mse", "cross_entropy"):
+        raise TrainError(f"loss = {recipe.loss!r}; valid: mse, cross_entropy")
+    if recipe.quantize and recipe.phases.local:
+        raise TrainError("--quantize trains by gradients: give --set schedule=G")
+    recipe.stdp()
     if recipe.encoder == "rate" and recipe.normalise:
         raise TrainError("encoder = 'rate' needs pixels in [0, 1]; normalised pixels below 0 could never spike")
     return recipe
@@ -177,7 +325,8 @@ def verify(recipe: Recipe) -> Recipe:
 def from_config(d: dict[str, Any]) -> Recipe:
     """A recipe from a stored run's config; raises TrainError for unknown or missing fields."""
     known = {f.name for f in fields(Recipe)}
-    d = {"quantize": 0, **d}  # a field that runs of before its time do not have
+    later = [f.name for f in fields(Recipe)][[f.name for f in fields(Recipe)].index("quantize") :]
+    d = {**{k: getattr(RECIPES[DEFAULT], k) for k in later}, **d}  # fields that runs of before their time do not have
     if set(d) != known:
         odd = sorted(set(d) ^ known)
         raise TrainError(f"the run's config has other fields than this version ({', '.join(odd)}): train it again")

@@ -1,0 +1,236 @@
+"""The published networks, built from modules and edges: BackEISNN, spiking ResNet and VGG, EICIL's E-I Net, BIRIL's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from eiexport.ops import Ints
+from eitrain.cells import Cell
+from eitrain.errors import TrainError
+from eitrain.nets import INPUT, SpikingNet, output_shape
+
+TOKEN = re.compile(r"(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|(?P<units>\d+)")
+IF: dict[str, Any] = {"decay": 1.0, "threshold": 1.0, "compare": "ge", "surrogate": "sigmoid"}
+
+
+class _Builder:
+    """Modules in order, named by kind and number; each is fed by its predecessor unless told otherwise."""
+
+    def __init__(self, shape: Ints) -> None:
+        self.entry = self.shape = shape
+        self.modules, self.sources = OrderedDict[str, nn.Module](), dict[str, tuple[str, ...]]()
+        self.at = INPUT
+
+    def add(self, kind: str, module: nn.Module, *sources: str) -> str:
+        name = f"{kind}{sum(n.rstrip('0123456789') == kind for n in self.modules) + 1}"
+        self.modules[name], self.sources[name] = module, sources or (self.at,)
+        self.shape, self.at = output_shape(module, self.shape), name
+        return name
+
+    def flatten(self) -> None:
+        self.modules["flatten"], self.sources["flatten"] = nn.Flatten(), (self.at,)
+        self.shape, self.at = (math.prod(self.shape),), "flatten"
+
+    def conv(self, maps: int, kernel: int = 3, stride: int = 1, kind: str = "conv") -> str:
+        """A convolution without bias that keeps the map (for stride 1), for a BatchNorm to follow."""
+        module = nn.Conv2d(self.shape[0], maps, kernel, stride, kernel // 2, bias=False)
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return self.add(kind, module)
+
+    def norm(self, kind: str = "norm") -> str:
+        return self.add(kind, nn.BatchNorm2d(self.shape[0]))
+
+    def fire(self, *sources: str) -> str:
+        return self.add("neuron", Cell(**IF), *sources)
+
+    def head(self, hidden: tuple[int, ...], classes: int, spiking: bool) -> SpikingNet:
+        """Global average, fully connected layers with neurons between them, and none behind the last unless asked."""
+        self.add("pool", nn.AvgPool2d(self.shape[-1]))
+        self.flatten()
+        for units in hidden:
+            self.add("linear", nn.Linear(self.shape[0], units))
+            self.fire()
+        self.add("linear", nn.Linear(self.shape[0], classes))
+        if spiking:
+            self.fire()
+        return self.net()
+
+    def net(self) -> SpikingNet:
+        return SpikingNet(self.modules, self.entry, self.sources)
+
+
+def backeisnn(
+    architecture: str,
+    shape: Ints,
+    *,
+    padding: int = 0,
+    sfbm: bool = True,
+    beim: bool = True,
+    gate_kernel: int = 3,
+    dropout: float = 0.0,
+    init_gain: float = 1.0,
+) -> SpikingNet:
+    """BackEISNN (Zhao, Zeng, Li 2021, sections 3 and 4): convolutions with gated cells, then plain fully connected.
+
+    architecture: e.g. "15C5-P2-40C5-P2-300-10"; xCk = conv with x maps and kernel k, P2 = 2x2 average pool, a number =
+    fully connected. Cells sit before the pools: decay .2, threshold .5, strict >, hard reset, rectangular surrogate.
+    sfbm, beim: the four ablations. gate_kernel: odd, stride 1, padded to keep the map. init_gain multiplies the
+    initial conv and linear weights (not the gates): with PyTorch's default (1) gated networks start silent.
+    """
+    if gate_kernel % 2 == 0:
+        raise TrainError(f"gate_kernel = {gate_kernel}: a gate keeps its map, so its kernel must be odd")
+    build = _Builder(shape)
+
+    def gate(maps: int) -> nn.Module:
+        return nn.Conv2d(maps, maps, gate_kernel, padding=gate_kernel // 2)
+
+    constants: dict[str, Any] = {"decay": 0.2, "threshold": 0.5}
+    tokens = architecture.split("-")
+    for i, text in enumerate(tokens):
+        match, size, last = TOKEN.fullmatch(text), build.shape[-1], i == len(tokens) - 1
+        if match is None or any(int(v) < 1 for v in match.groups() if v):
+            raise TrainError(f"architecture {architecture!r}: {text!r} is none of xCk, Pk, x (as in 15C5-P2-300-10)")
+        if last and not match["units"]:
+            raise TrainError(f"architecture {architecture!r}: must end with the number of classes, not {text!r}")
+        if len(build.shape) == 1 and not match["units"]:
+            raise TrainError(f"architecture {architecture!r}: {text!r} cannot follow a fully connected layer")
+        if match["maps"] and padding >= int(match["kernel"]):
+            raise TrainError(f"padding = {padding}: must be smaller than the kernel {match['kernel']} of {text!r}")
+        if size + 2 * padding * bool(match["maps"]) < int(match["kernel"] or match["pool"] or 1):
+            raise TrainError(f"architecture {architecture!r}: a map of {size} pixels is too small for {text!r}")
+        if maps := match["maps"]:
+            build.add("conv", nn.Conv2d(build.shape[0], int(maps), int(match["kernel"]), padding=padding))
+            gates = {k: gate(int(maps)) if on else None for k, on in (("feedback", sfbm), ("balance", beim))}
+            build.add("neuron", Cell(**constants, **gates))
+        elif pool := match["pool"]:
+            build.add("pool", nn.AvgPool2d(int(pool)))
+        else:
+            if len(build.shape) > 1:
+                build.flatten()
+            build.add("linear", nn.Linear(build.shape[0], int(text)))
+            build.add("neuron", Cell(**constants))
+        if dropout and not match["pool"] and not last:
+            build.add("dropout", nn.Dropout(dropout))
+    with torch.no_grad():
+        for module in build.modules.values():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.mul_(init_gain)
+    return build.net()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Residual blocks of one width: the first has the stride."""
+
+    maps: int
+    blocks: int
+    stride: int
+
+
+EICIL_STAGES = (Stage(64, 2, 1), Stage(128, 2, 2), Stage(256, 2, 2), Stage(512, 2, 2))
+BIRIL_STAGES = (Stage(128, 3, 1), Stage(256, 3, 2), Stage(512, 2, 2))
+SMALL_STAGES = (Stage(64, 1, 2), Stage(128, 1, 2), Stage(256, 1, 2))  # ours, for two cores
+VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # maps; 0: pool
+
+
+def spiking_resnet(
+    shape: Ints,
+    classes: int,
+    *,
+    width: int = 64,
+    stages: tuple[Stage, ...] = EICIL_STAGES,
+    hidden: tuple[int, ...] = (),
+    pool: str = "",
+    spiking_head: bool = False,
+) -> SpikingNet:
+    """Spiking ResNet of integrate-and-fire neurons (EICIL, NeurIPS 2023; BIRIL's network with its stages and `hidden`).
+
+    conv3x3-BN-IF, then blocks conv-BN-IF-conv-BN, plus the shortcut (identity, or conv1x1-BN) *before* the second IF;
+    global average, fully connected. IF: V = v + I, fires at V >= 1, reset to 0; sigmoid surrogate, alpha 4.
+    Convolutions have no bias, Kaiming-normal (fan out) weights. width: maps of the first convolution; stages and
+    hidden are for 64 and scale with it. spiking_head: an IF behind the last layer too.
+    pool: "" or EICIL's E-I Net, which pools with 3x3 windows behind the stem (stride 2, on spikes) and behind each
+    convolution of a block (stride 1): "max" on currents, before BatchNorm, as published; "average" is the deployable
+    variant, behind BatchNorm so that this folds.
+    """
+    build = _Builder(shape)
+
+    def scaled(maps: int) -> int:
+        return max(1, maps * width // 64)
+
+    def block_conv(maps: int, stride: int = 1) -> str:
+        build.conv(maps, stride=stride)
+        if pool == "max":
+            build.add("blockpool", nn.MaxPool2d(3, 1, 1))
+        name = build.norm()
+        return build.add("blockpool", nn.AvgPool2d(3, 1, 1)) if pool == "average" else name
+
+    build.conv(scaled(64))
+    build.norm()
+    before = build.fire()
+    if pool:
+        before = build.add("stempool", nn.MaxPool2d(3, 2, 1))
+    for stage in stages:
+        for block in range(stage.blocks):
+            stride = stage.stride if block == 0 else 1
+            shortcut, entered = before, build.shape
+            if stride > 1 or entered[0] != scaled(stage.maps):
+                build.conv(scaled(stage.maps), 1, stride, kind="shortcut")
+                shortcut = build.norm("shortcutnorm")
+            left, build.shape, build.at = build.shape, entered, before
+            block_conv(scaled(stage.maps), stride)
+            build.fire()
+            main = block_conv(scaled(stage.maps))
+            assert left in (entered, build.shape)
+            before = build.fire(main, shortcut)
+    return build.head(tuple(map(scaled, hidden)), classes, spiking_head)
+
+
+def spiking_vgg(shape: Ints, classes: int, *, width: int = 64, spiking_head: bool = False) -> SpikingNet:
+    """Spiking VGG-11 (EICIL): conv3x3-BN-IF eight times, 2x2 max pools on spikes, global average, one linear layer.
+
+    The paper leaves the classifier open; pools that would find a map of one pixel (as on 28x28 images) are left out.
+    """
+    build = _Builder(shape)
+    for maps in VGG11:
+        if maps:
+            build.conv(max(1, maps * width // 64))
+            build.norm()
+            build.fire()
+        elif build.shape[-1] > 1:
+            build.add("pool", nn.MaxPool2d(2))
+    return build.head((), classes, spiking_head)
+
+
+_DEEP: dict[str, Callable[..., SpikingNet]] = {
+    "resnet18": spiking_resnet,
+    "resnet8": partial(spiking_resnet, stages=SMALL_STAGES),
+    "biril": partial(spiking_resnet, stages=BIRIL_STAGES, hidden=(256,)),
+    "biril8": partial(spiking_resnet, stages=SMALL_STAGES, hidden=(256,)),
+    "einet": partial(spiking_resnet, pool="max"),
+    "einet-average": partial(spiking_resnet, pool="average"),
+    "vgg11": spiking_vgg,
+}
+DEEP = tuple(_DEEP)
+
+
+def deep(architecture: str, shape: Ints, classes: int, *, width: int, spiking_head: bool) -> SpikingNet:
+    """One of the networks of EICIL and BIRIL by name (`DEEP`), for square images of at least 8 pixels."""
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 8:
+        raise TrainError(f"architecture {architecture!r} takes square maps of at least 8 pixels, the data has {shape}")
+    return _DEEP[architecture](shape, classes, width=width, spiking_head=spiking_head)
+
+
+def classes_of(architecture: str) -> int | None:
+    """The number of classes that a chain of tokens ends with; None for networks that fit any number."""
+    end = architecture.split("-")[-1]
+    return int(end) if architecture not in DEEP and end.isdigit() else None
