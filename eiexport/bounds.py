@@ -108,6 +108,15 @@ class BoundedOps:
 
         return self._sum(pooled(x.x), pooled(x.e), pooled(np.abs(x.x)), int(np.prod(kernel)), x.k)
 
+    def max_pool(self, x: Bounded, kernel: Ints, window: Window) -> Bounded:
+        """One of the values in the window, so no rounding; |max(a + d) - max(a)| <= max|d|, whichever wins."""
+
+        def largest(a: np.ndarray) -> np.ndarray:
+            return self.np.max_pool(a, kernel, window)
+
+        m = None if x.m is None else largest(np.broadcast_to(x.m, x.shape))
+        return Bounded(largest(x.x), largest(np.broadcast_to(x.e, x.shape)), x.k, m)
+
     def reshape(self, x: Bounded, shape: Ints) -> Bounded:
         m = None if x.m is None else self.np.reshape(x.m, shape)
         return Bounded(self.np.reshape(x.x, shape), self.np.reshape(x.e, shape), x.k, m)

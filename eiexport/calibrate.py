@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from eiexport import graph as graphs
+from eiexport.alphabet import interval
 from eiexport.connections import Conv, Dense
 from eiexport.errors import GraphError
+from eiexport.explicit import explicit
 from eiexport.graph import Network
 from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, IntFire, IntGatedFire, grid_step, sign_mode_of
 from eiexport.neurons import GatedFire
@@ -21,7 +23,9 @@ from eiexport.quantise import (
     BIAS_MAX,
     EXP_MAX,
     VTH_MAX,
+    Fed,
     Layer,
+    Readout,
     apply,
     gate_units,
     layers,
@@ -68,9 +72,14 @@ def choose(network: Network, samples: Samples, bits: int, *, channels: bool = Fa
     check_bits(bits)
     if samples.lo == samples.hi == 0 and samples.nodes:
         raise GraphError("the calibration data is all zero: give samples like those that will be run")
+    network = explicit(network)
     scale, lo, hi = _input(network, samples, bits)
-    found = layers(network, scale)
-    chosen = {name: _layer(network, layer, samples, bits, channels) for name, layer in found.items()}
+    clock, entering = network.clock, interval(min(0, lo) * scale, max(0, hi) * scale, False)
+    network = graphs.check(network.graph, clock.dt, clock.integrator, entering)  # which bounds the readouts
+    chosen = {}
+    for name, layer in layers(network, scale).items():
+        about = (samples, bits, channels)
+        chosen[name] = _layer(network, layer, *about) if isinstance(layer, Layer) else _readout(network, layer, *about)
     plan = Plan(bits, scale, lo, hi, chosen)
     integer = graphs.check(apply(network, plan), alphabet=plan.alphabet)
     return replace(plan, layers={n: replace(p, proven=_proven(integer, n)) for n, p in chosen.items()})
@@ -92,7 +101,7 @@ def _input(network: Network, samples: Samples, bits: int) -> tuple[float, int, i
 
     def error(code: tuple[float, int, int]) -> float:
         total = 0.0
-        for layer in layers(network, code[0]).values():
+        for layer in (x for x in layers(network, code[0]).values() if isinstance(x, Layer)):
             exponent = _exponent(layer, samples, bits)
             firsts = (c for c in layer.weights if _from_input(network, c))
             total += sum(_weights(network.steps[c], layer, c, exponent, samples, bits)[1] for c in firsts)
@@ -112,20 +121,43 @@ def _from_input(network: Network, name: str) -> bool:
 
 def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
     """The finest alpha = 2^-exponent at which the registers hold MARGIN times what the samples asked for."""
-    largest = max(samples.nodes[layer.neuron].largest, float(np.abs(layer.fire.threshold).max()))
+    largest = max(samples.nodes[layer.name].largest, float(np.abs(layer.fire.threshold).max()))
     exponent = math.floor(math.log2(TOP / (1 << ALIGN) / (MARGIN * max(largest, 1e-30))))
     lower = getattr(layer.fire, "lower", None)
     thresholds = max(float(np.abs(t).max()) for t in (layer.fire.threshold, lower) if t is not None)
     # thresholds have 17 bits, biases a mantissa of 12 and up to 7 more
     while thresholds * 2.0**exponent > VTH_MAX or _largest_bias(layer) * 2.0**exponent > BIAS_MAX:
         exponent -= 1
-    for weight in layer.weights.values():
+    return _within_words(layer, exponent, bits)
+
+
+def _within_words(fed: Fed, exponent: int, bits: int) -> int:
+    """The exponent, or as much less as the largest exponent of a synapse asks for."""
+    for weight in fed.weights.values():
         mode = sign_mode_of(weight)
-        top = WeightPlan(0, mode, bits).limits
-        most = max(map(abs, top)) * grid_step(bits, mode) * 2.0**EXP_MAX
+        most = _top(mode, bits) * grid_step(bits, mode) * 2.0**EXP_MAX
         while np.abs(weight).max() * 2.0**exponent > most:
             exponent -= 1
     return exponent
+
+
+def _top(mode: str, bits: int) -> int:
+    """Magnitude of the largest level."""
+    return max(map(abs, WeightPlan(0, mode, bits).limits))
+
+
+def _readout(network: Network, readout: Readout, samples: Samples, bits: int, channels: bool) -> LayerPlan:
+    """The finest alpha that synapses have exponents for, and that provably keeps the sums within 24 bits.
+
+    No sum is more than four times its float bound: rounding doubles a weight at most, and may take away a bias that
+    others had to make up for.
+    """
+    bound = network.alphabets[readout.name]
+    reach = max(-bound.lo, bound.hi, 2.0**-32)
+    exponent = _within_words(readout, math.floor(math.log2(TOP / 4 / reach)), bits)
+    steps = network.steps
+    weights = {c: _weights(steps[c], readout, c, exponent, samples, bits, channels)[0] for c in readout.weights}
+    return LayerPlan(exponent, weights)
 
 
 def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels: bool) -> LayerPlan:
@@ -133,12 +165,12 @@ def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels
     weights = {c: _weights(network.steps[c], layer, c, exponent, samples, bits, channels)[0] for c in layer.weights}
     gates: dict[str, Any] = {}
     if isinstance(layer.step, GatedFire):
-        seen = samples.nodes[layer.neuron]
+        seen = samples.nodes[layer.name]
         if layer.step.feedback is not None:
             gates["feedback"] = _feedback(layer.step.feedback, seen, bits)
         if layer.step.balance is not None:
-            gates["balance"] = _balance(layer.neuron, layer.step.balance, seen, exponent, bits)
-    largest = max(samples.nodes[layer.neuron].largest, 1e-30)
+            gates["balance"] = _balance(layer.name, layer.step.balance, seen, exponent, bits)
+    largest = max(samples.nodes[layer.name].largest, 1e-30)
     headroom = TOP / (1 << ALIGN) / (largest * 2.0**exponent)
     most = _largest_bias(layer) * 2.0**exponent
     # room for a bit of growth in fine-tuning
@@ -154,10 +186,12 @@ def _largest_bias(layer: Layer) -> float:
 
 
 def _proven(network: Network, name: str) -> bool:
-    """True where the alphabets alone bound u and v of an integer network's population within the registers."""
+    """True where the alphabets alone bound u and v of an integer population, or a readout, within 24 bits."""
     step = network.steps[name]
     fire = step.inner if isinstance(step, IntGatedFire) else step
-    assert isinstance(fire, IntFire)
+    if not isinstance(fire, IntFire):
+        a = network.alphabets[name]
+        return a.discrete and max(-a.lo, a.hi) <= TOP
     total = [network.alphabets[s] for s in network.sources[name]]
     if any(a.kind == "real" for a in total):
         return False
@@ -170,12 +204,12 @@ def _proven(network: Network, name: str) -> bool:
 
 
 def _weights(
-    step: Step, layer: Layer, name: str, exponent: int, samples: Samples, bits: int, channels: bool = False
+    step: Step, layer: Fed, name: str, exponent: int, samples: Samples, bits: int, channels: bool = False
 ) -> tuple[WeightPlan, float]:
     """The weight plan of least mean square error of the current on the samples, and that error over the signal's."""
     weight = layer.weights[name] * 2.0**exponent
     mode = sign_mode_of(weight)
-    top = max(map(abs, WeightPlan(0, mode, bits).limits))
+    top = _top(mode, bits)
     rows = np.abs(weight).reshape(len(weight), -1).max(1)
     if not channels:
         rows = rows.max(keepdims=True)
@@ -210,7 +244,7 @@ def _currents(step: Step, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _gate_weights(step: Any, bits: int) -> tuple[WeightPlan, int]:
     """(plan, exponent): gates stand alone, so the finest scale that clips nothing."""
     mode = sign_mode_of(step.weight)
-    top = max(map(abs, WeightPlan(0, mode, bits).limits))
+    top = _top(mode, bits)
     largest = max(float(np.abs(step.weight).max()), top * 2.0**-16)
     return WeightPlan(0, mode, bits), math.floor(math.log2(top / largest))
 
@@ -268,6 +302,7 @@ def twin(network: Network, plan: Plan, names: Collection[str]) -> Network:
     Rounding of gates' tables, products and messages is not in it: it tells what weights, decays, thresholds and biases
     cost, one population at a time.
     """
+    network = explicit(network)
     found = layers(network, plan.input_scale)
     steps = dict(network.steps)
     for name in names:
@@ -279,11 +314,12 @@ def twin(network: Network, plan: Plan, names: Collection[str]) -> Network:
             rows = layer.factors[c].reshape(-1, *[1] * (weight.ndim - 1))
             bias = None if step.bias is None else _rounded_bias(layer, c, chosen)
             steps[c] = replace(step, weight=np.where(rows != 0, units / np.where(rows != 0, rows, 1), 0.0), bias=bias)
-        steps[name] = _rounded(layer, chosen)
+        if isinstance(layer, Layer):
+            steps[name] = _rounded(layer, chosen)
     return replace(network, steps=steps)
 
 
-def _rounded_bias(layer: Layer, name: str, plan: LayerPlan) -> np.ndarray:
+def _rounded_bias(layer: Fed, name: str, plan: LayerPlan) -> np.ndarray:
     """A connection's float bias as its integers mean it."""
     bias, factor = layer.biases[name], layer.factors[name] / layer.units[name]
     assert bias is not None

@@ -59,6 +59,13 @@ def main_command(
     ] = None,
     chip: Annotated[str, typer.Option(help="loihi1 or loihi2, for the target loihi.")] = "loihi2",
     strict: Annotated[bool, typer.Option("--strict", help="Target loihi: an overflow is an error.")] = False,
+    standard: Annotated[
+        bool, typer.Option("--standard-nir", help="Lower to stock NIR nodes where that is exact, and run those.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="With --standard-nir: float32 or float64, in which its readers compute; default float32."),
+    ] = None,
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Node kinds x targets: how exact, held against what.")
     ] = False,
@@ -80,7 +87,8 @@ def main_command(
             from eiexport.session import Settings
 
             _verify(quantize, channels, calibration, budget, chip)
-            chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict)
+            lowered = _standard(standard, dtype, quantize)
+            chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, lowered)
             settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen)
             code = _export(model, settings, source, samples, out, checkpoint, calibration)
     raise typer.Exit(code)
@@ -95,6 +103,19 @@ def _verify(quantize: int | None, channels: bool, calibration: Path | None, budg
         raise ExportError(f"--budget {budget}: give points of accuracy, at least 0")
     if chip not in CHIPS:
         raise ExportError(f"unknown chip {chip!r}; valid: {', '.join(CHIPS)}")
+
+
+def _standard(standard: bool, dtype: str | None, quantize: int | None) -> str | None:
+    """The dtype to lower to stock NIR for, or None; refuses options that contradict each other."""
+    from eiexport.standard import DTYPES
+
+    if dtype is not None and not standard:
+        raise ExportError("--dtype needs --standard-nir")
+    if dtype not in (None, *DTYPES):
+        raise ExportError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
+    if standard and quantize is not None:
+        raise ExportError("--standard-nir writes a float graph and --quantize an integer one: give one of them")
+    return (dtype or DTYPES[0]) if standard else None
 
 
 def _export(

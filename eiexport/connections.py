@@ -89,12 +89,7 @@ class Pool(Step):
     factor: np.ndarray | None
 
     def output_shape(self, shape: Ints) -> Ints:
-        if len(shape) != 3:
-            raise ValueError("pooling takes (C, H, W)")
-        size = self.window.output(shape[1:], self.kernel)
-        if min(size) < 1:
-            raise ValueError(f"pool window {self.kernel} is larger than the padded input")
-        return (shape[0], *size)
+        return _pooled_shape(shape, self.kernel, self.window)
 
     def alphabet(self, a: Alphabet) -> Alphabet:
         weight = 1.0 if self.factor is None else float(self.factor)
@@ -103,6 +98,32 @@ class Pool(Step):
     def drive(self, ops: Ops, x: Array) -> Array:
         y = ops.pool(x, self.kernel, self.window)
         return y if self.factor is None else ops.mul(y, self.factor)
+
+
+@dataclass(frozen=True)
+class MaxPool(Step):
+    """`y = max over the window of x` (EIMaxPool2d); padding counts as minus infinity, so it never wins."""
+
+    kernel: Ints
+    window: Window
+
+    def output_shape(self, shape: Ints) -> Ints:
+        return _pooled_shape(shape, self.kernel, self.window)
+
+    def alphabet(self, a: Alphabet) -> Alphabet:
+        return a
+
+    def drive(self, ops: Ops, x: Array) -> Array:
+        return ops.max_pool(x, self.kernel, self.window)
+
+
+def _pooled_shape(shape: Ints, kernel: Ints, window: Window) -> Ints:
+    if len(shape) != 3:
+        raise ValueError("pooling takes (C, H, W)")
+    size = window.output(shape[1:], kernel)
+    if min(size) < 1:
+        raise ValueError(f"pool window {kernel} is larger than the padded input")
+    return (shape[0], *size)
 
 
 @dataclass(frozen=True)
@@ -188,12 +209,22 @@ def _ints(node: Any, field: str, axes: int, least: int) -> Ints:
 
 
 def _pool(node: Any, clock: Clock) -> Pool:
+    kernel, window = _pool_window(node)
+    factor = None if isinstance(node, nir.SumPool2d) else np.asarray(1 / math.prod(kernel))
+    return Pool(kernel, window, factor)
+
+
+def max_pool(node: Any, clock: Clock) -> MaxPool:
+    return MaxPool(*_pool_window(node))
+
+
+def _pool_window(node: Any) -> tuple[Ints, Window]:
+    """(kernel, window); every window then holds at least one pixel of the map."""
     kernel, stride = _ints(node, "kernel_size", 2, 1), _ints(node, "stride", 2, 1)
     padding = _ints(node, "padding", 2, 0)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise GraphError(f"padding {padding} is more than half the window {kernel}")
-    factor = None if isinstance(node, nir.SumPool2d) else np.asarray(1 / math.prod(kernel))
-    return Pool(kernel, Window(stride, padding, (1, 1)), factor)
+    return kernel, Window(stride, padding, (1, 1))
 
 
 def _scale(node: Any, clock: Clock) -> Scale:

@@ -21,6 +21,7 @@ from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
 INTEGRATORS = ("euler", "exponential")
+ANY = "any"  # a graph that means the same in whatever dtype it is run
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,22 @@ def write(graph: nir.NIRGraph, path: str | Path) -> None:
         nir.write(sink, graph)
 
 
-def stamp(graph: nir.NIRGraph, *, dt: float, integrator: str, dtype: str, **provenance: Any) -> nir.NIRGraph:
-    """The same graph with the metadata group `eiexport`, which asserts dt, integrator and dtype."""
-    group = {"schema": 1, "dt": float(dt), "integrator": integrator, "dtype": dtype, "exact_for": dtype}
+def stamp(
+    graph: nir.NIRGraph, *, dt: float, integrator: str, dtype: str, exact_for: str = ANY, **provenance: Any
+) -> nir.NIRGraph:
+    """The same graph with the metadata group `eiexport`, which asserts dt, integrator and dtype.
+
+    exact_for: the one dtype in which its numbers mean what was meant, as thresholds moved by a rounding do.
+    """
+    group = {"schema": 1, "dt": float(dt), "integrator": integrator, "dtype": dtype, "exact_for": exact_for}
     metadata = {**graph.metadata, "eiexport": {**group, "provenance": provenance or {"tool": "eiexport"}}}
     return nir.NIRGraph(dict(graph.nodes), list(graph.edges), metadata=metadata, type_check=False)
+
+
+def exact_for(graph: nir.NIRGraph) -> str:
+    """The dtype that a graph was made for; ANY where it does not matter, or the graph does not say."""
+    meta = graph.metadata.get("eiexport", {}) if isinstance(graph.metadata, dict) else {}
+    return str(nodes.text(meta.get("exact_for", ANY))) if isinstance(meta, dict) else ANY
 
 
 def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> Clock:

@@ -16,6 +16,7 @@ import numpy as np
 
 from eiexport import calibrate, graph, losses, quantise
 from eiexport.errors import ExportError
+from eiexport.explicit import explicit
 from eiexport.files import replacing
 from eiexport.graph import Network
 from eiexport.integers import IntFire
@@ -168,7 +169,7 @@ def _alone(
     from eiexport.session import decisions
     from targets.pytorch import Torch32
 
-    network = session.network
+    network = explicit(session.network)
     end = network.sources[network.outputs[0]][0]
     count = found.samples_alone = min(len(session.x), ALONE)
     labels = None if session.model.labels is None else session.model.labels[:count]

@@ -82,7 +82,32 @@ class EIGatedLIF(nir.ir.NIRNode):
         return cls(**parts, **rest)
 
 
-EXTENSIONS: dict[str, type[nir.ir.NIRNode]] = {c.__name__: c for c in (EIDiscreteLIF, EIGatedLIF)}
+@dataclass(eq=False)
+class EIMaxPool2d(nir.ir.NIRNode):
+    """Max pooling of real currents, `y = max over the window of x`; stateless.
+
+    EICIL's E-I Net: conv3x3 - MaxPool(3, stride 1, padding 1) - BatchNorm - IF. kernel_size, stride, padding: two whole
+    numbers each, (H, W), in pixels; padding at most half the window, and it counts as minus infinity: it never wins.
+    No dilation. On spikes 0 and 1, SumPool2d and Threshold(0.5) mean the same in stock nodes.
+    """
+
+    kernel_size: np.ndarray
+    stride: np.ndarray
+    padding: np.ndarray
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        self.kernel_size, self.stride, self.padding = map(np.asarray, (self.kernel_size, self.stride, self.padding))
+        self.input_type, self.output_type = {"input": None}, {"output": None}
+
+    @classmethod
+    def from_dict(cls, kwargs: dict[str, Any]) -> EIMaxPool2d:
+        if "dilation" in kwargs:
+            raise GraphError("EIMaxPool2d has no dilation; write the pool without it")
+        return super().from_dict(kwargs)
+
+
+EXTENSIONS: dict[str, type[nir.ir.NIRNode]] = {c.__name__: c for c in (EIDiscreteLIF, EIGatedLIF, EIMaxPool2d)}
 EXTENSIONS |= integers.EXTENSIONS
 
 
@@ -149,6 +174,7 @@ PREPARE: dict[str, Callable[[Any, Clock], Step]] = {
     **neurons.PREPARE,
     "EIDiscreteLIF": _discrete,
     "EIGatedLIF": _gated,
+    "EIMaxPool2d": connections.max_pool,
     **integers.PREPARE,
 }
 

@@ -60,6 +60,9 @@ class Ops(Protocol):
     def pool(self, x: Array, kernel: Ints, window: Window) -> Array:
         """Sum over each kernel window, zero padded."""
 
+    def max_pool(self, x: Array, kernel: Ints, window: Window) -> Array:
+        """Largest value of each kernel window of x (N, C, H, W); padding counts as minus infinity."""
+
     def reshape(self, x: Array, shape: Ints) -> Array:
         """New neuron shape behind the leading axis."""
 
@@ -146,6 +149,9 @@ class NumpyOps:
     def pool(self, x: Array, kernel: Ints, window: Window) -> Array:
         return _windows(x, kernel, window).sum(axis=tuple(range(-len(kernel), 0)))
 
+    def max_pool(self, x: Array, kernel: Ints, window: Window) -> Array:
+        return _windows(x, kernel, window, -np.inf).max(axis=tuple(range(-len(kernel), 0)))
+
     def reshape(self, x: Array, shape: Ints) -> Array:
         return x.reshape(x.shape[0], *shape)
 
@@ -173,11 +179,11 @@ class NumpyOps:
         return values[index.astype(np.int64)]
 
 
-def _windows(x: np.ndarray, kernel: Sequence[int], window: Window) -> np.ndarray:
-    """Strided view (N, C, *out, *kernel) of the zero-padded input."""
+def _windows(x: np.ndarray, kernel: Sequence[int], window: Window, fill: float = 0.0) -> np.ndarray:
+    """Strided view (N, C, *out, *kernel) of the input, padded with `fill`."""
     pad = [(0, 0), (0, 0)] + [(p, p) for p in window.padding]
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, window.dilation, strict=True))
-    padded = np.pad(x, pad) if any(window.padding) else x
+    padded = np.pad(x, pad, constant_values=fill) if any(window.padding) else x
     view = sliding_window_view(padded, span, axis=tuple(range(2, x.ndim)))
     steps = [slice(None, None, s) for s in window.stride] + [slice(None, None, d) for d in window.dilation]
     return view[(slice(None), slice(None), *steps)]

@@ -8,13 +8,15 @@ the input's scale) is multiplied into the weights before they are rounded.
     w_int = clip(round(w * unit * gain * 2^exponent / 2^shift), levels) * 2^shift
     vth = round(threshold * 2^exponent);  bias = round(b * 2^exponent) << 6;  dv = 4096 - round(4096 decay)
 
+A readout has no registers: its sums, bias included, are whole numbers in steps of its own alpha. Connections that the
+graph leaves implicit are written out first (`eiexport.explicit`), so that every population is fed through weights.
 `eiexport.calibrate` chooses plans, `apply` makes the integer graph.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nir
@@ -22,8 +24,9 @@ import numpy as np
 
 from eiexport import graph as graphs
 from eiexport.alphabet import Alphabet
-from eiexport.connections import Conv, Dense, Flatten, Identity, Pool, Scale
+from eiexport.connections import Conv, Dense, Flatten, Identity, MaxPool, Pool, Scale
 from eiexport.errors import GraphError
+from eiexport.explicit import explicit
 from eiexport.graph import Network
 from eiexport.integers import (
     ALIGN,
@@ -49,58 +52,73 @@ EXP_MAX = 7  # largest weight exponent of a synapse
 # --- how a float network is built, as far as quantisation cares
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A spiking population and the connections that feed it alone; effective weights in the population's own units.
+@dataclass(frozen=True, kw_only=True)
+class Fed:
+    """A node and the connections that feed it alone; effective weights in the node's own units.
 
     weights: float weights times what an input message means, pools and gains on the way included. biases likewise.
     units: what one unit of a connection's messages means in the float network.
     """
 
-    neuron: str
+    name: str
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    biases: dict[str, np.ndarray | None] = field(default_factory=dict)
+    # effective weight = factor (one an output channel) * float weight
+    factors: dict[str, np.ndarray] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, bool] = field(default_factory=dict)  # the connection's bias is the neuron's own register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout(Fed):
+    """Sums without a neuron behind them, which an Output hands to the host; the node is the last before the Output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Fed):
+    """A spiking population."""
+
     step: LeakyFire | SynapseFire | GatedFire | Threshold
-    weights: dict[str, np.ndarray]
-    biases: dict[str, np.ndarray | None]
-    factors: dict[str, np.ndarray]  # effective weight = factor (one an output channel) * float weight
-    units: dict[str, float]
-    carried: dict[str, bool]  # the connection's bias is the neuron's own register
 
     @property
     def fire(self) -> LeakyFire | SynapseFire | Threshold:
         return self.step.inner if isinstance(self.step, GatedFire) else self.step
 
 
-def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer]:
-    """Every population of a float network with its connections; raises GraphError for what has no integer meaning."""
+def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer | Readout]:
+    """Every population and every readout of an explicit float network, with its connections.
+
+    Raises GraphError for what has no integer meaning.
+    """
     units = _units(network, input_scale)
     sinks: dict[str, list[str]] = {n: [] for n in network.steps}
     for name, came in network.sources.items():
         for s in came:
             sinks[s].append(name)
-    found: dict[str, Layer] = {}
+    found: dict[str, Layer | Readout] = {}
     for name in (n for component in network.order for n in component):
         step = network.steps[name]
         if isinstance(step, LeakyFire | SynapseFire | GatedFire | Threshold):
             _verify(network, name, step)
-            found[name] = Layer(name, step, {}, {}, {}, {}, {})
+            found[name] = Layer(name=name, step=step)
         elif step.neuron:
             raise GraphError(
                 f"node {name!r} ({_kind(network, name)}) sends its membrane, which has no integer kind; "
-                "end the network in spiking neurons"
+                "end the network in spiking neurons or in a connection"
             )
+    if not found:
+        raise GraphError("the network has no spiking neurons, so there is nothing to quantise")
     for name, step in network.steps.items():
         if isinstance(step, Dense | Conv):
-            neuron, factor = _owner(network, sinks, name)
-            direct = sinks[name] == [neuron]
-            gain = _gain(network, neuron, step) * factor * units[name]
+            owner, factor = _owner(network, sinks, name)
+            layer = found.setdefault(owner, Readout(name=owner))
+            direct = sinks[name] == [owner]
+            gain = _gain(network, owner, step) * factor * units[name]
             wide = gain.reshape(-1, *[1] * (step.weight.ndim - 1))
-            layer = found[neuron]
             layer.weights[name], layer.factors[name], layer.units[name] = step.weight * wide, gain, units[name]
             layer.biases[name] = None if step.bias is None else step.bias * (gain / units[name])
             # behind a pool or a delay, or within a gate or a synaptic memory, a bias is not the neuron's own
-            layer.carried[name] = direct and isinstance(layer.step, LeakyFire | Threshold)
-    if not found:
-        raise GraphError("the network has no spiking neurons, so there is nothing to quantise")
+            layer.carried[name] = direct and isinstance(network.steps[owner], LeakyFire | Threshold)
     for name, layer in found.items():
         if not layer.weights:
             raise GraphError(
@@ -139,21 +157,30 @@ def _units(network: Network, input_scale: float) -> dict[str, float]:
             sent[name] = unit * (1.0 if step.factor is None else float(step.factor))
         elif isinstance(step, Scale):
             raise GraphError(f"node {name!r} (Scale) has no integer kind; multiply it into the weights beside it")
+        elif isinstance(step, MaxPool):
+            raise GraphError(
+                f"node {name!r} ({_kind(network, name)}) has no integer kind; pool spikes, by SumPool2d and Threshold"
+            )
         else:
             sent[name] = unit if isinstance(step, Flatten | Delay | Identity) else 1.0
     return entering
 
 
 def _owner(network: Network, sinks: dict[str, list[str]], name: str) -> tuple[str, float]:
-    """The one population that a connection feeds, and the factor of pools and scales in between."""
+    """The one population or readout that a connection feeds, and the factor of pools in between."""
     factor, at = 1.0, name
     while True:
         if len(sinks[at]) != 1:
             raise GraphError(f"node {at!r} feeds {len(sinks[at])} nodes, so it has no scale of its own; duplicate it")
-        at = sinks[at][0]
+        last, at = at, sinks[at][0]
         step = network.steps[at]
         if step.neuron:
             return at, factor
+        if isinstance(step, Identity):
+            if len(came := network.sources[at]) > 1:
+                told = " and ".join(map(repr, came))
+                raise GraphError(f"Output {at!r} sums {told}, which have scales of their own; give each an Output")
+            return last, factor
         if isinstance(step, Pool):
             factor *= 1.0 if step.factor is None else float(step.factor)
         elif not isinstance(step, Flatten | Delay):
@@ -162,9 +189,9 @@ def _owner(network: Network, sinks: dict[str, list[str]], name: str) -> tuple[st
             )
 
 
-def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
-    """The neuron's input gain for each output channel of a connection."""
-    inner = network.steps[neuron]
+def _gain(network: Network, owner: str, step: Dense | Conv) -> np.ndarray:
+    """The input gain of what a connection feeds, for each of its output channels."""
+    inner = network.steps[owner]
     inner = inner.inner if isinstance(inner, GatedFire) else inner
     gain: np.ndarray = np.ones(())
     for value in (getattr(inner, "gain", None), getattr(inner, "gain_u", None)):
@@ -174,7 +201,7 @@ def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
     turned = np.moveaxis(gain, -1 if isinstance(step, Dense) else 0, 0)  # outputs first
     rows = turned.reshape(len(turned), -1)
     if len(rows) != len(step.weight) or (rows != rows[:, :1]).any():
-        raise GraphError(f"node {neuron!r}: its gain differs within a channel; multiply it into the weights")
+        raise GraphError(f"node {owner!r}: its gain differs within a channel; multiply it into the weights")
     return rows[:, 0]
 
 
@@ -183,6 +210,7 @@ def _gain(network: Network, neuron: str, step: Dense | Conv) -> np.ndarray:
 
 def apply(network: Network, plan: Plan) -> nir.NIRGraph:
     """The integer graph of a float network; raises GraphError where the plan does not fit it."""
+    network = explicit(network)
     found = layers(network, plan.input_scale)
     if found.keys() != plan.layers.keys():
         odd = sorted(found.keys() ^ plan.layers.keys())
@@ -195,7 +223,8 @@ def apply(network: Network, plan: Plan) -> nir.NIRGraph:
         for c, weight in layer.weights.items():
             bias = None if layer.carried[c] else layer.biases[c]
             made[c] = _connection(network.steps[c], weight, bias, chosen.connections[c], chosen.exponent)
-        made[name] = _neuron(network, layer, chosen)
+        if isinstance(layer, Layer):
+            made[name] = _neuron(network, layer, chosen)
     for name, step in network.steps.items():
         if isinstance(step, Pool) and step.factor is not None:
             made[name] = nir.SumPool2d(*(np.array(v) for v in (step.kernel, step.window.stride, step.window.padding)))
@@ -267,7 +296,7 @@ def _connection(step: Step, weight: np.ndarray, bias: np.ndarray | None, plan: W
 
 
 def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:
-    fire, name = layer.fire, layer.neuron
+    fire, name = layer.fire, layer.name
     shape = network.shapes[name]
     scale = 2.0**plan.exponent
     threshold = np.rint(fire.threshold * scale)
@@ -280,14 +309,22 @@ def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:
         if b is not None and layer.carried[c]:
             bias = bias + over_neurons(network.steps[c], b, len(shape))
     mant = _whole(mantissa(bias * scale, plan.bias_exp))
+    du = _kept(getattr(fire, "decay_u", None), 4095)
+    dv = np.array(1 << UNITY) if isinstance(fire, Threshold) else _kept(fire.decay, 4096)
+    compare, reset = getattr(fire, "compare", "gt"), getattr(fire, "reset_mode", "zero")
+    aligned = (du == 4095).all() and (dv == 0).all() and plan.bias_exp >= ALIGN
+    if compare == "ge" and aligned and lower is None and reset != "subtract" and threshold.min() > 0:
+        # until it saturates below, v is a multiple of 64, so v >= vth << 6 is v > (vth - 1) << 6: what chips and
+        # Lava's own neurons have
+        compare, threshold = "gt", threshold - 1
     lif = IntCubaLIF(
         vth=np.broadcast_to(_whole(threshold), shape).copy(),
-        du=_kept(getattr(fire, "decay_u", None), 4095),
-        dv=np.array(1 << UNITY) if isinstance(fire, Threshold) else _kept(fire.decay, 4096),
+        du=du,
+        dv=dv,
         bias_mant=mant if mant.any() else np.array(0, np.int32),
         bias_exp=np.array(plan.bias_exp),
-        compare=getattr(fire, "compare", "gt"),
-        reset=getattr(fire, "reset_mode", "zero"),
+        compare=compare,
+        reset=reset,
         lower=None if lower is None else np.broadcast_to(_whole(lower * scale), shape).copy(),
     )
     if not isinstance(layer.step, GatedFire):

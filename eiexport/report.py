@@ -21,7 +21,7 @@ from eiexport import __version__
 from eiexport.check import MARGIN, TIES
 from eiexport.files import replacing
 from eiexport.graph import Network, show
-from eiexport.losses import LayerLoss, Quantisation
+from eiexport.losses import Loss, Quantisation
 from eiexport.trace import Divergence, NodeResult, TraceFile, earliest
 
 matplotlib.use("Agg")  # files only: no display needed
@@ -359,15 +359,14 @@ def _losses(found: Quantisation, console: Console) -> None:
     console.print(loss_words(found), markup=False)
 
 
-def loss_cells(layer: LayerLoss) -> tuple[str, ...]:
+def loss_cells(layer: Loss) -> tuple[str, ...]:
     """A layer's losses as text."""
     steps = [s for pair in layer.scales.values() for s in pair]
     exponents = sorted({int(math.log2(s)) for s in steps})
     step = f"2^{exponents[0]}" + (f"..2^{exponents[-1]}" if len(exponents) > 1 else "")
-    room = f"{layer.headroom:.1f}x" + (" proven" if layer.proven else "")
     alone = "" if layer.alone_decisions is None else f"{100 * layer.alone_decisions:.2f} %"
     shares = (f"{100 * share:.2f} %" for share in (layer.clipped, layer.zeroed))
-    return step, *shares, f"{layer.snr_db:.1f}", room, f"{100 * layer.changed_share:.2f} %", alone
+    return step, *shares, f"{layer.snr_db:.1f}", layer.room, layer.change, alone
 
 
 def loss_words(found: Quantisation) -> str:

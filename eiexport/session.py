@@ -15,10 +15,10 @@ from typing import Any
 import nir
 import numpy as np
 
-from eiexport import graph, passes, report
+from eiexport import graph, passes, report, standard
 from eiexport.alphabet import Alphabet
 from eiexport.check import ExecutionCheck, judge, judge_whole
-from eiexport.errors import TraceError
+from eiexport.errors import ExportError, TraceError
 from eiexport.graph import Network
 from eiexport.lossy import lower
 from eiexport.model import FlatView, Model, alphabet_of, widest
@@ -28,7 +28,8 @@ from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, c
 Progress = Callable[[str, int, int], None]
 GRAPHS = ("model.nir", "model_float.nir", "input.h5", "input_float.h5")
 MADE = (*GRAPHS, "model.net", "program.loihi.h5", "plan.json", "report.json", "report.html")
-TRAINED, FLOAT = "trained", "float"  # rows and traces of the trained network's own run, and of the float network
+# rows and traces of the trained network's own run, of the float network, and of the graph before it was lowered
+TRAINED, FLOAT, ORIGINAL = "trained", "float", "original"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Settings:
     """What the user chose; dt and integrator only where the graph does not say them.
 
     quantize: bits of the weights; channels: one weight scale an output channel; calibrate: samples to choose scales by;
-    budget: points of accuracy that quantisation may cost.
+    budget: points of accuracy that quantisation may cost; standard: the dtype to lower to stock nodes for, or None.
     """
 
     targets: tuple[str, ...]
@@ -50,6 +51,7 @@ class Settings:
     budget: float | None = None
     chip: str = "loihi2"
     strict: bool = False
+    standard: str | None = None
 
     def target(self, name: str) -> Any:
         """The engine, made with what the user chose."""
@@ -71,8 +73,9 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         settings.target(name)  # an unknown name or device is refused before anything is written
     prepared, notes = passes.insert_delays(model.graph, settings.dt, settings.integrator)
     network = graph.check(prepared, settings.dt, settings.integrator)
+    stock = _standard(model, prepared, settings)
     quantised = lower(model, network, settings, progress)
-    if not network.integer and quantised is None:
+    if not network.integer and quantised is None and settings.standard != "float64":
         names = _expand(names)
     first = next(model.chunks(1))
     base.check_input(network, first)
@@ -87,18 +90,32 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
         if fresh and out.is_dir():  # refused: leave nothing behind
             out.rmdir()
         raise
-    _clear(out, (*base.REGISTRY, TRAINED, FLOAT), out / entered)
+    _clear(out, (*base.REGISTRY, TRAINED, FLOAT, ORIGINAL), out / entered)
     network = graph.check(prepared, settings.dt, settings.integrator, alphabet)
-    graph.write(_stamped(prepared, network), out / ("model.nir" if quantised is None else "model_float.nir"))
+    written = out / ("model.nir" if quantised is None else "model_float.nir")
+    graph.write(stock or _stamped(prepared, network), written)
     notes = [*model.notes, *notes]
+    lowered = None
+    if stock is not None:
+        notes += standard.remarks(prepared, stock, written)
+        lowered = graph.check(stock, alphabet=alphabet)
     with TraceFile(out / entered) as file:
-        session = Session(model, network, FlatView(file, network.input), settings, size, progress)
+        session = Session(model, network, FlatView(file, network.input), settings, size, progress, lowered)
         if quantised is None:
             result = session.compare(names, notes)
         else:
             result = quantised.export(session, names, notes)
     report.write(result, out)
     return result
+
+
+def _standard(model: Model, prepared: nir.NIRGraph, settings: Settings) -> nir.NIRGraph | None:
+    """The graph in stock nodes, where that was asked for."""
+    if settings.standard is None:
+        return None
+    if model.plan is not None or settings.quantize is not None:
+        raise ExportError("--standard-nir writes a float graph, and this export makes an integer one: do them apart")
+    return standard.to_standard_nir(prepared, settings.standard, settings.dt, settings.integrator)
 
 
 def _clear(out: Path, names: Sequence[str], kept: Path) -> None:
@@ -152,7 +169,10 @@ def _held(dtype: np.dtype) -> str:
 
 @dataclass
 class Session:
-    """One network, its encoded input, and the rows that come of running it."""
+    """One network, its encoded input, and the rows that come of running it.
+
+    lowered: what the targets run in its place, its nodes under the same names: each row is held against `network`.
+    """
 
     model: Model
     network: Network
@@ -160,18 +180,31 @@ class Session:
     settings: Settings
     size: int
     progress: Progress
+    lowered: Network | None = None
 
     def compare(self, names: Sequence[str], notes: Sequence[str]) -> Report:
         """Run the reference and all targets; the report is not written yet."""
         reference = self.reference()
         rows = [self.row(name, reference) for name in names]
         steps = self.x.shape[1]
-        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, list(notes))
+        notes = [*notes, *self._rounded((reference, *rows) if self.lowered is None else rows)]
+        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, notes)
+
+    def _rounded(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Where the graph was made for one dtype, and an engine computes in another."""
+        made_for = graph.exact_for((self.lowered or self.network).graph)
+        if odd := dict.fromkeys(r.name for r in rows if r.results and made_for not in (graph.ANY, r.dtype)):
+            yield (
+                f"the graph is exact in {made_for} alone, for which its thresholds or decays are rounded: in another "
+                f"dtype ({', '.join(odd)}) a membrane within that rounding of its threshold may be decided otherwise"
+            )
 
     def reference(self) -> Row:
         """The trained network in float64, else the reference target; itself checked as an execution of the graph."""
         trace = None if self.network.integer else self.model.trace
-        return self.row("reference", None) if trace is None else self.trained(trace, None)
+        if trace is not None:
+            return self.trained(trace, None)
+        return self.row("reference", None, "" if self.lowered is None else ORIGINAL)
 
     def float_run(self) -> Row:
         """The float network's own run, before everything else becomes integers."""
@@ -199,11 +232,12 @@ class Session:
         from targets import base
 
         row = Row(shown or name, "failed", reference.name if reference else "itself")
+        network = self.network if reference is None or self.lowered is None else self.lowered
         try:
             target = self.settings.target(name)
             row.dtype, row.engine = target.dtype, {"name": name, "version": target.version}
-            target.check(self.network)
-            program = target.compile(self.network)
+            target.check(network)
+            program = target.compile(network)
             done = 0
 
             def count(samples: int) -> None:
@@ -211,14 +245,14 @@ class Session:
                 done += samples
                 self.progress(f"running {name}", done, len(self.x))
 
-            row.processes = {n: target.process(self.network, n) for n in self.network.recorded}
-            row.evidence = target.evidence_for(self.network) if reference else "itself"
+            row.processes = {n: target.process(network, n) for n in self.network.recorded}
+            row.evidence = target.evidence_for(network) if reference else "itself"
             # integers have to agree in their registers too
             probe = {"probe": True} if self.network.integer else {}
             stream = program.stream(self.x, count, **probe)
             self._compare(row, stream, reference)
             row.latency = program.latency
-            target.emit(self.network, self.settings.out)
+            target.emit(network, self.settings.out)
             if row.ok:
                 row.costs = self._costs(target, row.name)
         except base.Unsupported as e:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,12 +37,15 @@ class _Builder:
         return name
 
     def flatten(self) -> None:
+        if len(self.shape) == 1:
+            return
         self.modules["flatten"], self.sources["flatten"] = nn.Flatten(), (self.at,)
         self.shape, self.at = (math.prod(self.shape),), "flatten"
 
-    def conv(self, maps: int, kernel: int = 3, stride: int = 1, kind: str = "conv") -> str:
-        """A convolution without bias that keeps the map (for stride 1), for a BatchNorm to follow."""
-        module = nn.Conv2d(self.shape[0], maps, kernel, stride, kernel // 2, bias=False)
+    def conv(self, maps: int, kernel: int = 3, stride: int = 1, padding: int | None = None, kind: str = "conv") -> str:
+        """A convolution without bias, for a BatchNorm to follow; unless told otherwise it keeps the map."""
+        pixels = kernel // 2 if padding is None else padding
+        module = nn.Conv2d(self.shape[0], maps, kernel, stride, pixels, bias=False)
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         return self.add(kind, module)
 
@@ -66,6 +69,54 @@ class _Builder:
 
     def net(self) -> SpikingNet:
         return SpikingNet(self.modules, self.entry, self.sources)
+
+
+class _Token(NamedTuple):
+    """One layer of a chain; what it is not, is 0."""
+
+    maps: int
+    kernel: int
+    pool: int
+    units: int
+    last: bool
+
+
+def _tokens(architecture: str, build: _Builder, padding: int) -> Iterator[_Token]:
+    """The layers of a chain such as "15C5-P2-300-10", each checked against the shape that has been reached."""
+    texts = architecture.split("-")
+    for i, text in enumerate(texts):
+        match, size, last = TOKEN.fullmatch(text), build.shape[-1], i == len(texts) - 1
+        if match is None or any(int(v) < 1 for v in match.groups() if v):
+            raise TrainError(f"architecture {architecture!r}: {text!r} is none of xCk, Pk, x (as in 15C5-P2-300-10)")
+        maps, kernel, pool, units = (int(match[k] or 0) for k in ("maps", "kernel", "pool", "units"))
+        token = _Token(maps, kernel, pool, units, last)
+        if last and not token.units:
+            raise TrainError(f"architecture {architecture!r}: must end with the number of classes, not {text!r}")
+        if len(build.shape) == 1 and not token.units:
+            raise TrainError(f"architecture {architecture!r}: {text!r} cannot follow a fully connected layer")
+        if token.maps and padding >= token.kernel:
+            raise TrainError(f"padding = {padding}: must be smaller than the kernel {token.kernel} of {text!r}")
+        if size + 2 * padding * bool(token.maps) < max(token.kernel, token.pool):
+            raise TrainError(f"architecture {architecture!r}: a map of {size} pixels is too small for {text!r}")
+        yield token
+
+
+def spiking_cnn(architecture: str, shape: Ints, *, padding: int = 0, spiking_head: bool = False) -> SpikingNet:
+    """A plain chain in the neurons of EICIL and BIRIL: conv-BN-IF, average pools, linear-IF; no neuron at the end."""
+    build = _Builder(shape)
+    for token in _tokens(architecture, build, padding):
+        if token.maps:
+            build.conv(token.maps, token.kernel, padding=padding)
+            build.norm()
+            build.fire()
+        elif token.pool:
+            build.add("pool", nn.AvgPool2d(token.pool))
+        else:
+            build.flatten()
+            build.add("linear", nn.Linear(build.shape[0], token.units))
+            if spiking_head or not token.last:
+                build.fire()
+    return build.net()
 
 
 def backeisnn(
@@ -94,31 +145,18 @@ def backeisnn(
         return nn.Conv2d(maps, maps, gate_kernel, padding=gate_kernel // 2)
 
     constants: dict[str, Any] = {"decay": 0.2, "threshold": 0.5}
-    tokens = architecture.split("-")
-    for i, text in enumerate(tokens):
-        match, size, last = TOKEN.fullmatch(text), build.shape[-1], i == len(tokens) - 1
-        if match is None or any(int(v) < 1 for v in match.groups() if v):
-            raise TrainError(f"architecture {architecture!r}: {text!r} is none of xCk, Pk, x (as in 15C5-P2-300-10)")
-        if last and not match["units"]:
-            raise TrainError(f"architecture {architecture!r}: must end with the number of classes, not {text!r}")
-        if len(build.shape) == 1 and not match["units"]:
-            raise TrainError(f"architecture {architecture!r}: {text!r} cannot follow a fully connected layer")
-        if match["maps"] and padding >= int(match["kernel"]):
-            raise TrainError(f"padding = {padding}: must be smaller than the kernel {match['kernel']} of {text!r}")
-        if size + 2 * padding * bool(match["maps"]) < int(match["kernel"] or match["pool"] or 1):
-            raise TrainError(f"architecture {architecture!r}: a map of {size} pixels is too small for {text!r}")
-        if maps := match["maps"]:
-            build.add("conv", nn.Conv2d(build.shape[0], int(maps), int(match["kernel"]), padding=padding))
-            gates = {k: gate(int(maps)) if on else None for k, on in (("feedback", sfbm), ("balance", beim))}
+    for token in _tokens(architecture, build, padding):
+        if token.maps:
+            build.add("conv", nn.Conv2d(build.shape[0], token.maps, token.kernel, padding=padding))
+            gates = {k: gate(token.maps) if on else None for k, on in (("feedback", sfbm), ("balance", beim))}
             build.add("neuron", Cell(**constants, **gates))
-        elif pool := match["pool"]:
-            build.add("pool", nn.AvgPool2d(int(pool)))
+        elif token.pool:
+            build.add("pool", nn.AvgPool2d(token.pool))
         else:
-            if len(build.shape) > 1:
-                build.flatten()
-            build.add("linear", nn.Linear(build.shape[0], int(text)))
+            build.flatten()
+            build.add("linear", nn.Linear(build.shape[0], token.units))
             build.add("neuron", Cell(**constants))
-        if dropout and not match["pool"] and not last:
+        if dropout and not token.pool and not token.last:
             build.add("dropout", nn.Dropout(dropout))
     with torch.no_grad():
         for module in build.modules.values():
@@ -159,8 +197,8 @@ def spiking_resnet(
     Convolutions have no bias, Kaiming-normal (fan out) weights. width: maps of the first convolution; stages and
     hidden are for 64 and scale with it. spiking_head: an IF behind the last layer too.
     pool: "" or EICIL's E-I Net, which pools with 3x3 windows behind the stem (stride 2, on spikes) and behind each
-    convolution of a block (stride 1): "max" on currents, before BatchNorm, as published; "average" is the deployable
-    variant, behind BatchNorm so that this folds.
+    convolution of a block (stride 1), before BatchNorm: "max" on currents, as published; "average" is the deployable
+    variant, without padding (the convolutions have it instead), so that BatchNorm folds through it.
     """
     build = _Builder(shape)
 
@@ -168,11 +206,11 @@ def spiking_resnet(
         return max(1, maps * width // 64)
 
     def block_conv(maps: int, stride: int = 1) -> str:
-        build.conv(maps, stride=stride)
-        if pool == "max":
-            build.add("blockpool", nn.MaxPool2d(3, 1, 1))
-        name = build.norm()
-        return build.add("blockpool", nn.AvgPool2d(3, 1, 1)) if pool == "average" else name
+        # an average takes a pixel off each side, which the convolution's padding gives back
+        build.conv(maps, stride=stride, padding=stride + 1 if pool == "average" else 1)
+        if pool:
+            build.add("blockpool", nn.MaxPool2d(3, 1, 1) if pool == "max" else nn.AvgPool2d(3, 1))
+        return build.norm()
 
     build.conv(scaled(64))
     build.norm()

@@ -92,7 +92,8 @@ def fit(
         figures.confusion(scores["best"], classes, path / "confusion.png", title)
         idle = _plasticity(fitting, path)
         if scores["best"].silent:
-            console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}; raise init_gain")
+            hint = "; raise init_gain" if chosen.system == "backei" else "; train longer or widen the network"
+            console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}{hint}")
         console.print(
             f"run folder: {path}\n"
             f"next: eiexport {shlex.quote(str(path))} --target torch --target {'loihi' if chosen.quantize else 'lava'}",

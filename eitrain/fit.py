@@ -68,7 +68,18 @@ def prepare(recipe: Recipe, x: np.ndarray, generator: np.random.Generator, train
         x = augmentation.normalise(x) if recipe.normalise else x
     if recipe.encoder == "rate":
         return torch.from_numpy((x > generator.random((recipe.steps, *x.shape), np.float32)).astype(np.float32))
+    if recipe.encoder == "latency":
+        return latency(torch.from_numpy(x), recipe.steps)
     return torch.from_numpy(np.ascontiguousarray(x[None]))
+
+
+def latency(x: Tensor, steps: int) -> Tensor:
+    """One spike a pixel, at step round((1 - pixel) (steps - 1)): brightest first, black last.
+
+    x: images (B, C, H, W) in [0, 1]; result (steps, B, C, H, W).
+    """
+    when = ((1 - x) * (steps - 1)).round().long().unsqueeze(0)
+    return torch.zeros(steps, *x.shape, dtype=x.dtype).scatter_(0, when, 1.0)
 
 
 def encode(recipe: Recipe, split: Split, indices: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 What is trained is what is deployed: weights and biases are rounded by the very plan that `eiexport` lowers with, and
 the integer graph's own steps run on them. Backward, rounding is the identity (Bengio, Leonard, Courville 2013,
-arXiv 1308.3432), the table has the slope of its entries, and spikes have the recipe's surrogate in the float
-network's units.
+arXiv 1308.3432), the table has the slope of its entries, spikes have the recipe's surrogate in the float network's
+units, and a max pool hands its gradient to one spike of each window, as torch's does.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from eiexport import graph as graphs
 from eiexport import quantise
 from eiexport.connections import Conv
+from eiexport.explicit import explicit
 from eiexport.integers import ALIGN, TOP, IntConvStep, IntGatedFire
-from eiexport.neurons import GatedFire
+from eiexport.neurons import GatedFire, Threshold
 from eiexport.plans import GatePlan, LayerPlan, Plan
-from eiexport.quantise import Layer
+from eiexport.quantise import Layer, Readout
 from eiexport.steps import Step
 from eitrain.cells import SURROGATES
 from eitrain.nets import SpikingNet
@@ -56,6 +58,24 @@ class _Table(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         where, slope = ctx.saved_tensors
         return grad * slope[where], None
+
+
+class _WindowSums(IntConvStep):
+    """The connection of ones that a max pool on spikes has become: backward, its output is the pool's maximum."""
+
+    def product(self, ops: Any, x: Tensor) -> Tensor:
+        sums = super().product(ops, x)
+        if not sums.requires_grad:
+            return sums
+        window = self.window
+        largest = functional.max_pool2d(x, self.weight.shape[2:], window.stride, window.padding)  # type: ignore[arg-type]
+        meant = largest * self.weight.flatten()[0]
+        return meant + (sums - meant).detach()  # whole numbers, so this is the sum to the bit
+
+
+def _straight(x: Tensor) -> Tensor:
+    """Derivative 1 everywhere."""
+    return torch.ones_like(x)
 
 
 class StraightThroughOps(IntegerOps):
@@ -104,31 +124,34 @@ def _round(x: Tensor) -> Tensor:
 
 
 class _Training(Executor):
-    """The one executor; each neuron's surrogate works in its own units."""
+    """The one executor; each population has its own surrogate, which works in its own units."""
 
-    units: dict[str, tuple[float, float]]
+    ops: Any
+    decisions: dict[str, tuple[Surrogate, float, float]]  # surrogate, unit, sign_unit; empty without gradients
 
     def _node(self, name: str, values: dict[str, Any], states: Any) -> Any:
-        if name in self.units:
-            self.ops.unit, self.ops.sign_unit = self.units[name]  # type: ignore[attr-defined]
+        if name in self.decisions:
+            self.ops.surrogate, self.ops.unit, self.ops.sign_unit = self.decisions[name]
         return super()._node(name, values, states)
 
 
 class IntegerNet(nn.Module):
     """A spiking network that computes in the integers of a plan; parameters are `net`'s own, in float.
 
-    forward: as `SpikingNet`; a float input is encoded first. `record` takes spikes, `states` the registers u and v.
+    forward: as `SpikingNet`, whose scores it returns in the float network's unit; a float input is encoded first.
+    `record` takes spikes and a readout's whole sums, `states` the registers u and v.
     """
 
     def __init__(self, net: SpikingNet, plan: Plan) -> None:
         super().__init__()
         self.net, self.plan = net, plan
-        network = graphs.check(net.graph())
+        network = explicit(graphs.check(net.graph()))
         self._found = quantise.layers(network, plan.input_scale)
         self.network = graphs.check(quantise.apply(network, plan), alphabet=plan.alphabet)
         # whether a sum fits 24 bits was proven for the weights of now, and training moves them
         wrapping = {n: replace(s, wraps=True) for n, s in self.network.steps.items() if isinstance(s, IntConvStep)}
         self.network = replace(self.network, steps=self.network.steps | wrapping)
+        (self._end,) = self.network.sources[self.network.outputs[0]]
 
     def forward(self, x: Tensor, steps: int | None = None, record: dict[str, Tensor] | None = None) -> Tensor:
         return self.run(self.plan.encode(x.double()), steps, record)
@@ -142,37 +165,47 @@ class IntegerNet(nn.Module):
     ) -> Tensor:
         """The same for whole-number input, (T, B, C, H, W), or (1, B, ...) for a static one."""
         steps = steps or len(x)
-        surrogate = SURROGATES[next(iter(self.net.cells.values())).p.surrogate] if torch.is_grad_enabled() else None
-        executor = _Training(self.network, StraightThroughOps(x.device, surrogate))  # type: ignore[arg-type]
-        executor.units = {n: self._units(self.plan.layers[n]) for n in self._found}
+        executor = _Training(self.network, StraightThroughOps(x.device, None))  # type: ignore[arg-type]
+        executor.decisions = self._decisions() if torch.is_grad_enabled() else {}
         executor.steps = self._live(executor.steps)
         x = x.double()
         z = executor.run(x if len(x) == steps else x.expand(steps, *x.shape[1:]), states)
         if record is not None:
             record.update(z)
-        return z[self.network.sources[self.network.outputs[0]][0]].mean(0)
+        scores = z[self._end].mean(0)
+        return scores * self.plan.layers[self._end].alpha if isinstance(self._found.get(self._end), Readout) else scores
 
-    def _units(self, plan: LayerPlan) -> tuple[float, float]:
-        sums = 1.0
-        if plan.balance is not None:
-            sums = 2.0**-plan.balance.exponent * quantise.message_unit(plan)
-        return plan.alpha / (1 << ALIGN), sums
+    def _decisions(self) -> dict[str, tuple[Surrogate, float, float]]:
+        found = {}
+        for name, layer in self._found.items():
+            if isinstance(layer, Layer):
+                plan, cell = self.plan.layers[name], self.net.cells.get(name)
+                sums = 1.0
+                if plan.balance is not None:
+                    sums = 2.0**-plan.balance.exponent * quantise.message_unit(plan)
+                # what is no cell of the network's is a max pool's threshold
+                surrogate = _straight if cell is None else SURROGATES[cell.p.surrogate]
+                found[name] = surrogate, plan.alpha / (1 << ALIGN), sums
+        return found
 
     def _live(self, steps: dict[str, Step]) -> dict[str, Step]:
-        """The integer steps with numbers rounded from the present parameters."""
+        """The integer steps with numbers rounded from the present parameters; connections without any stay."""
         live = dict(steps)
         for name, layer in self._found.items():
             plan = self.plan.layers[name]
             register = None
             for c in layer.weights:
-                module: Any = self.net.get_submodule(c)
-                weight, bias = module.weight.double(), module.bias
+                if c not in self.net.connections:
+                    if isinstance(layer, Layer) and isinstance(layer.step, Threshold):
+                        live[c] = _WindowSums(**vars(steps[c]))
+                    continue
+                weight, bias = self.net.folded(c, torch.float64)
                 factor = weight.new_tensor(layer.factors[c])
                 effective = weight * factor.view(-1, *[1] * (weight.ndim - 1)) * 2.0**plan.exponent
                 changed: dict[str, Any] = {"weight": _through(plan.connections[c].units, effective)}
                 if bias is not None:
                     meant = weight.new_tensor(layer.factors[c] / layer.units[c])
-                    units = bias.double() * meant * 2.0**plan.exponent
+                    units = bias * meant * 2.0**plan.exponent
                     if layer.carried[c]:
                         placed = quantise.over_neurons(steps[c], units, len(self.network.shapes[name]))
                         register = placed if register is None else register + placed
@@ -181,7 +214,7 @@ class IntegerNet(nn.Module):
                 live[c] = replace(steps[c], **changed)
             if register is not None:
                 live[name] = replace(steps[name], bias=_mantissa(register, plan.bias_exp))  # type: ignore[call-arg]
-            if isinstance(layer.step, GatedFire):
+            if isinstance(layer, Layer) and isinstance(layer.step, GatedFire):
                 live[name] = self._gates(name, layer, plan, steps[name])
         return live
 

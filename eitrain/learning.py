@@ -107,9 +107,9 @@ class Learner:
         the order of spikes is inside the rule already). S: gradients of STDP's layers are dropped. P: no gradient.
         """
         rule = self.phase.rule
-        tape = self.net.tape = Tape(
-            (t for n in self.layers for t in self._tapped(n)), (self.net.way_out(n)[-1] for n in self.layers)
-        )
+        cells = [self.net.way_out(n)[-1] for n in self.layers]
+        needed = [t for n in self.layers for t in self._tapped(n)] + (cells if self.stdp.winners else [])
+        tape = self.net.tape = Tape(needed, cells)
         with torch.set_grad_enabled(rule.gradient):
             scores = self.model(x, steps)
             loss = loss_of(scores, labels)
@@ -139,7 +139,10 @@ class Learner:
     @torch.no_grad()
     def _plastic(self, name: str, tape: Tape, reward: Tensor | None) -> None:
         layer: Connection = self.net.connections[name]
-        post = tape.outputs[self.net.way_out(name)[-1]]
+        cell = self.net.way_out(name)[-1]
+        post = tape.outputs[cell]
+        if self.stdp.winners:
+            post = self.stdp.compete(post, tape.inputs[cell])
         for pool in reversed(self._tapped(name)[1:]):
             post = unpooled(self.net.get_submodule(pool), tape.inputs[pool], post)
         drive = self.stdp.drive(layer, tape.inputs[name], post, reward)

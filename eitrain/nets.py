@@ -111,13 +111,17 @@ class SpikingNet(nn.Module):
         return weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + bias * scale
 
     def _norm_of(self, connection: str) -> nn.BatchNorm2d | None:
-        """The BatchNorm that folds into a connection: right behind it, or behind a max pool that it commutes with."""
+        """The BatchNorm that folds into a connection: right behind it, or behind pools that it commutes with.
+
+        Those are averages without padding (which would dilute its shift), and maxima where it turns no sign around.
+        """
+        rising = False
         for name in self.way_out(connection):
             module = self.get_submodule(name)
             if isinstance(module, nn.BatchNorm2d):
-                direct = self.sources[name] == (connection,)
-                return module if direct or bool((affine(module)[0] >= 0).all()) else None
-            if not isinstance(module, nn.MaxPool2d):
+                return None if rising and bool((affine(module)[0] < 0).any()) else module
+            rising = rising or isinstance(module, nn.MaxPool2d)
+            if not rising and not (isinstance(module, nn.AvgPool2d) and module.padding == 0):
                 break
         return None
 

@@ -11,12 +11,14 @@ from typing import Any
 from eiexport.ops import Ints
 from eiexport.plans import BITS
 from eitrain import schedule as schedules
-from eitrain.architectures import DEEP, backeisnn, deep
+from eitrain.architectures import DEEP, backeisnn, deep, spiking_cnn
 from eitrain.augment import AUGMENTATIONS, Augmentation
 from eitrain.errors import TrainError
 from eitrain.nets import SpikingNet
 from eitrain.schedule import Schedule
 from eitrain.stdp import STDP
+
+ENCODERS = ("direct", "rate", "latency")
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Recipe:
     """One training set-up. Defaults are BackEISNN's (arXiv 2105.13004 and its code): Adam 1e-3, lr x0.1 every 40
     epochs, batch 100, MSE against one-hot (mean over samples and classes), T = 20, direct encoding.
 
-    steps: T. encoder: "direct" (the image at every step) or "rate" (spike where pixel > uniform[0, 1), drawn anew each
-    step); event data is its own input. sfbm, beim: the two gates. validation: share of the training data on which
-    `best` is chosen. batches: 0 = whole epochs, else so many training steps an epoch. quantize: 0 = float, else the
-    bits of the integer network whose own forward pass is trained.
+    steps: T. encoder: "direct" (the image at every step), "rate" (spike where pixel > uniform[0, 1), drawn anew each
+    step) or "latency" (one spike a pixel, brighter is earlier); event data is its own input. sfbm, beim: the two
+    gates. validation: share of the training data on which `best` is chosen. batches: 0 = whole epochs, else so many
+    training steps an epoch. quantize: 0 = float, else the bits of the integer network whose own forward is trained.
     loss: "mse" of scores to one-hot, or "cross_entropy". cosine: T_max of a cosine schedule in epochs, 0: steps.
     width: maps of the first layer of a named architecture. spiking_head: neurons behind its last layer too.
     schedule: which rule trains which epoch (`eitrain.schedule.FORMS`). resume_from_best: each new phase starts from
@@ -81,11 +83,12 @@ class Recipe:
     stdp_high: float = 0.0
     stdp_keep_norm: bool = False
     stdp_reward: bool = False
+    stdp_winners: int = 0
 
     @property
     def gates(self) -> str:
         """The gates that are on, in words."""
-        if self.architecture in DEEP:
+        if self.system != "backei":
             return "-"
         return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "no gates"
 
@@ -135,6 +138,8 @@ class Recipe:
         """The untrained network for inputs of `shape` (C, H, W)."""
         if self.architecture in DEEP:
             return deep(self.architecture, shape, classes, width=self.width, spiking_head=self.spiking_head)
+        if self.system != "backei":
+            return spiking_cnn(self.architecture, shape, padding=self.padding, spiking_head=self.spiking_head)
         gates: dict[str, Any] = {"sfbm": self.sfbm, "beim": self.beim, "gate_kernel": self.gate_kernel}
         rest: dict[str, Any] = {"padding": self.padding, "dropout": self.dropout, "init_gain": self.init_gain}
         return backeisnn(self.architecture, shape, **gates, **rest)
@@ -191,9 +196,8 @@ def _eicil() -> Iterator[Recipe]:
         base = replace(_EICIL, name=f"eicil-{data}", data=data)
         yield base
         yield from (replace(base, name=f"{base.name}-{k}", schedule=v) for k, v in methods.items())
-        yield from (
-            replace(base, name=f"{base.name}-{k}", architecture=k) for k in DEEP if k not in ("resnet18", "biril")
-        )
+        for k in ("vgg11", "einet", "einet-average"):
+            yield replace(base, name=f"{base.name}-{k}", architecture=k)
 
 
 def _biril() -> Iterator[Recipe]:
@@ -310,15 +314,18 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"augment and normalise, in recipes of {recipe.system}, know {known}, not {recipe.data}")
     if not 0 <= recipe.dropout < 1:
         raise TrainError(f"dropout = {recipe.dropout}: must lie in [0, 1)")
-    if recipe.encoder not in ("direct", "rate"):
-        raise TrainError(f"encoder = {recipe.encoder!r}; valid: direct, rate")
+    if recipe.encoder not in ENCODERS:
+        raise TrainError(f"encoder = {recipe.encoder!r}; valid: {', '.join(ENCODERS)}")
     if recipe.loss not in ("mse", "cross_entropy"):
         raise TrainError(f"loss = {recipe.loss!r}; valid: mse, cross_entropy")
     if recipe.quantize and recipe.phases.local:
         raise TrainError("--quantize trains by gradients: give --set schedule=G")
     recipe.stdp()
-    if recipe.encoder == "rate" and recipe.normalise:
-        raise TrainError("encoder = 'rate' needs pixels in [0, 1]; normalised pixels below 0 could never spike")
+    if recipe.encoder != "direct" and recipe.normalise:
+        raise TrainError(
+            f"encoder = {recipe.encoder!r} needs pixels in [0, 1]; normalised pixels below 0 could never spike: "
+            "give normalise=false"
+        )
     return recipe
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from eiexport.calibrate import Observed, Samples
 from eiexport.connections import Conv, Dense
 from eiexport.errors import GraphError
+from eiexport.explicit import explicit
 from eiexport.graph import Network
 from eiexport.neurons import GatedFire, SynapseFire
 from eiexport.steps import Neuron, Step
@@ -95,13 +96,13 @@ def observe(
     device: str = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Samples:
-    """Run a float network on encoded samples (sample, time, *neuron) and note ranges and examples.
+    """Run a float network, made explicit, on encoded samples (sample, time, *neuron); note ranges and examples.
 
     Raises GraphError where there is nothing to calibrate on, or where it is of the wrong shape.
     """
     from targets.base import check_input
 
-    ops = TorchOps(torch.float32, device)
+    ops, network = TorchOps(torch.float32, device), explicit(network)
     executor = Executor(network, ops)  # type: ignore[arg-type]
     watch = Watch(network)
     executor.steps = {n: watch.step(n, s) for n, s in executor.steps.items()}

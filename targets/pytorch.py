@@ -85,6 +85,9 @@ class TorchOps:
     def pool(self, x: Tensor, kernel: Ints, window: Window) -> Tensor:
         return functional.avg_pool2d(x, kernel, window.stride, window.padding, divisor_override=1)
 
+    def max_pool(self, x: Tensor, kernel: Ints, window: Window) -> Tensor:
+        return functional.max_pool2d(x, kernel, window.stride, window.padding, window.dilation)
+
     def reshape(self, x: Tensor, shape: Ints) -> Tensor:
         return x.reshape(x.shape[0], *shape)
 

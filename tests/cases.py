@@ -19,7 +19,7 @@ import oracle
 
 from eiexport import graph as graphs
 from eiexport.alphabet import BINARY, REAL, TERNARY, Alphabet, interval
-from eiexport.nodes import EIDiscreteLIF, EIGatedLIF
+from eiexport.nodes import EIDiscreteLIF, EIGatedLIF, EIMaxPool2d
 
 T = 6
 MAP = (2, 3, 2)  # channels, height, width: no two alike where it matters
@@ -253,6 +253,10 @@ def connections() -> dict[str, tuple[tuple[int, ...], Callable[[Numbers], Any]]]
             (1, 3, 4),
             lambda n: nir.AvgPool2d(np.array([2, 4]), np.array([1, 2]), np.array([1, 2])),
         ),
+        "EIMaxPool2d": (MAP, lambda n: EIMaxPool2d(*np.array([[3, 3], [1, 1], [1, 1]]))),
+        "EIMaxPool2d-odd": ((2, 5, 4), lambda n: EIMaxPool2d(*np.array([[3, 2], [2, 1], [1, 0]]))),
+        "EIMaxPool2d-wide": ((1, 3, 4), lambda n: EIMaxPool2d(*np.array([[1, 4], [1, 2], [0, 2]]))),
+        "EIMaxPool2d-one": (MAP, lambda n: EIMaxPool2d(*np.array([[1, 1], [1, 1], [0, 0]]))),
     }
 
 
@@ -286,6 +290,13 @@ def network_cases() -> Iterator[Case]:
         x = whole((3,), 200, 0, 1)
         text = "an engine that starts biases early fires at the wrong parity"
         yield Case(f"biased-chain-{bias}", chain((3,), *layers), x, BINARY, exact, text)
+
+    n = Numbers(205, True)
+    # behind the zero padding of the second convolution, the first one's bias differs from place to place
+    currents = [n.conv(2, 1, (1, 1)), n.conv(2, 2, (3, 3), padding=1), EIMaxPool2d(*np.array([[3, 3], [1, 1], [1, 1]]))]
+    block = [*currents, n.conv(2, 2, (1, 1), groups=2), n.discrete((2, 5, 4), "ge")]
+    text = "E-I Net's block: maxima of negative currents, and of what biases become; then norm and neuron"
+    yield Case("maxpool-block", chain((1, 5, 4), *block), hard((1, 5, 4), 205), REAL, True, text)
 
     n = Numbers(201, True)
     pooled = nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))

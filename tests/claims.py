@@ -1,4 +1,4 @@
-"""What must hold of the torch target, the fused scan, the check and an export, each as a script of claims.
+"""What must hold of the torch target, the fused scan, the check, an export and the pass to stock NIR, as claims.
 
 `test_mutants_proof` runs a script unchanged and with mutants. A claim is (its words, whether it holds); the scripts
 import the project only when they run, else a mutant would come too late.
@@ -13,6 +13,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 
 Claims = Iterator[tuple[str, Any]]
@@ -25,7 +26,8 @@ def torch_target() -> Claims:
     from targets.loop import Executor
     from targets.pytorch import Torch, TorchOps
 
-    kinds = ("Affine", "Conv", "SumPool2d", "AvgPool2d", "EIGatedLIF", "EIDiscreteLIF-g", "LI-", "signed", "loop-gated")
+    kinds = ("Affine", "Conv", "SumPool2d", "AvgPool2d", "EIMaxPool2d", "EIGatedLIF", "EIDiscreteLIF-g")
+    kinds += ("LI-", "signed", "loop-gated")
     training = TorchOps(torch.float64, surrogate=torch.ones_like)
     for case in (c for c in CASES if c.name.startswith(kinds) and not c.name.endswith("-once")):
         network, wanted = case.network(), expected(case)
@@ -73,7 +75,6 @@ def fused_scan() -> Claims:
 
 
 def check() -> Claims:
-    import nir
     from cases import CASES, chain, full
     from test_trace import faulty_run
 
@@ -81,7 +82,7 @@ def check() -> Claims:
     from eiexport.alphabet import BINARY
     from eiexport.check import ExecutionCheck, judge
     from eiexport.errors import TraceError
-    from eiexport.nodes import lif
+    from eiexport.nodes import EIMaxPool2d, lif
     from eiexport.ops import NumpyOps
     from eiexport.trace import Trace, compact, compare_entries
     from targets.loop import Executor
@@ -103,7 +104,9 @@ def check() -> Claims:
     for case in (
         c
         for c in CASES
-        if c.name.startswith(("EIDiscreteLIF-ge", "EIGated", "LI", "Cuba", "Affine", "Conv2d-all", "loop"))
+        if c.name.startswith(
+            ("EIDiscreteLIF-ge", "EIGated", "LI", "Cuba", "Affine", "Conv2d-all", "loop", "EIMax", "maxpool")
+        )
     ):
         network = case.network()
         for dtype in ("float64", "float32"):
@@ -129,6 +132,26 @@ def check() -> Claims:
     folded = engine(graph.check(chain((4,), nir.Linear(0.1 * row))), x, "float32")["n0"]
     network = graph.check(chain((4,), nir.Linear(row), nir.Scale(full((1,), 0.1))))
     yield "right with a folded factor", folded.any() and verdict(network, x, {"n1": folded}, "float32")[0] == "equal"
+    kernel = nir.Conv2d(None, row.reshape(1, 4, 1, 1), 1, 0, 1, 1, np.zeros(1))
+    pooled = chain((4, 1, 1), kernel, EIMaxPool2d(*np.array([[1, 1], [1, 1], [0, 0]])), nir.Scale(full((1,), 0.1)))
+    found = verdict(graph.check(pooled), x.reshape(1, 1, 4, 1, 1), {"n2": folded.reshape(1, 1, 1, 1, 1)}, "float32")
+    yield "right with a factor folded through a maximum", found[0] == "equal"
+    # of two candidates, the one that float64 finds smaller wins in float32, or wins with a larger error
+    largest = EIMaxPool2d(*np.array([[1, 2], [1, 2], [0, 0]]))
+    sums = nir.Conv2d(None, np.ones((1, 3, 1, 1)), 1, 0, 1, 1, np.zeros(1))
+    network = graph.check(chain((3, 1, 2), sums, largest))
+    x = rng.uniform(0.1, 1, (400, 1, 3, 1, 2))
+    x[..., 1] = x[..., 0][:, :, [2, 0, 1]] + 1e-9
+    pixels = {d: x.astype(d)[:, 0, 0] + x.astype(d)[:, 0, 1] + x.astype(d)[:, 0, 2] for d in ("float32", "float64")}
+    if not (np.ptp([p.argmax(-1) for p in pixels.values()], axis=0) * np.ptp(pixels["float32"], axis=-1)).any():
+        raise RuntimeError("the same candidate wins in float32, the script proves nothing")
+    z = {"n1": pixels["float32"].max(-1)[:, None, None, :, None]}
+    yield "right where another candidate wins", verdict(network, x, z, "float32")[:2] == ("equal", 0)
+    yield "of a maximum, more than rounding", verdict(network, x, {"n1": z["n1"] + 1e-5}, "float32")[1] == 400
+    x = np.array([[1.0, 1000.1], [0.0, -1000.1], [0.0, 0.99999]]).reshape(1, 1, 3, 1, 2)
+    z = {"n1": np.full((1, 1, 1, 1, 1), 1 + 5e-5)}
+    yield "right where a candidate of a larger error wins", verdict(network, x, z, "float32")[:2] == ("equal", 0)
+    yield "nothing wins by as much in float64", verdict(network, x, z, "float64")[1] == 1
     # thresholds between what float64 and float32 sum up to in 20 steps: ties, each of them explained
     x = rng.uniform(0.1, 0.2, (1, 20, 50))
     ends = [np.cumsum(x.astype(d), axis=1, dtype=d)[0, -1].astype(float) for d in ("float64", "float32")]
@@ -282,3 +305,89 @@ def export() -> Claims:
     yield "a node lacking", not report("", ("lacks",)).ok
     yield "a wrong reference", not report("slips", ("right",)).ok
     yield "another run than the reference's", report("flips", ("right",)).rows[0].status == "differs"
+
+
+def standard_form() -> Claims:
+    from cases import chain, connected
+
+    from eiexport import graph, session
+    from eiexport.errors import GraphError
+    from eiexport.model import Model
+    from eiexport.nodes import EIDiscreteLIF, EIGatedLIF, EIMaxPool2d, lif
+    from eiexport.standard import to_standard_nir
+    from targets import base
+
+    def sent(g: Any, x: np.ndarray, target: str) -> dict[str, np.ndarray]:
+        return base.get(target)().compile(graph.check(g)).run(x).z
+
+    def refused(g: Any, dtype: str) -> bool:
+        try:
+            to_standard_nir(g, dtype)
+        except GraphError:
+            return True
+        return False
+
+    rng = np.random.default_rng(0)
+    for dtype, target in (("float32", "torch32"), ("float64", "torch")):
+        for threshold, compare, decay in product((1.0, 0.1, -0.75), ("ge", "gt"), (1.0, 0.5)):
+            hit = np.array(threshold, dtype)
+            x = np.array([np.nextafter(hit, hit.dtype.type(-np.inf)), hit, np.nextafter(hit, hit.dtype.type(np.inf))])
+            g = chain((3,), lif((3,), decay=decay, threshold=threshold, compare=compare))
+            after = to_standard_nir(g, dtype)
+            found = sent(after, x.astype(np.float64).reshape(1, 1, 3), target)["n0"].ravel().tolist()
+            yield f"{dtype}: a membrane at {threshold}, {compare}", found == [0, int(compare == "ge"), 1]
+            said = after.metadata["eiexport"]["exact_for"]
+            yield f"{dtype}: what {compare} is exact for", said == (dtype if compare == "ge" else "any")
+        fields = [rng.choice(v, 40) for v in ((0.25, 0.5, 0.75), (0.5, 1.0, 3.0), (0.5, 1.0), (-0.25, 0.0))]
+        g, x = chain((40,), EIDiscreteLIF(*fields, compare="ge")), rng.integers(-2, 5, (3, 9, 40)) / 4
+        before, after = (sent(form, x, target)["n0"] for form in (g, to_standard_nir(g, dtype)))
+        yield f"{dtype}: before and after", before.any() and (before == after).all()
+    decay = chain((1,), lif((1,), decay=0.2, threshold=1))
+    yield "a decay that float64 cannot give", refused(decay, "float64")
+    near = chain((1,), lif((1,), decay=1 - 1 / 22, gain=0.7, threshold=1))  # not by the nearest r
+    yield "a neighbour", not refused(near, "float64")
+    yield "but float32", to_standard_nir(decay, "float32").metadata["eiexport"]["exact_for"] == "float32"
+    fire = {"decay": 0.5, "threshold": 1.0}
+    for what, node in (
+        ("soft reset", lif((1,), reset="subtract", **fire)),
+        ("no reset", lif((1,), reset="none", **fire)),
+        ("two thresholds", lif((1,), lower=-1.0, **fire)),
+        ("a gate", EIGatedLIF(lif((1,), **fire), balance=nir.Linear(np.ones((1, 1))))),
+    ):
+        yield f"{what} is refused", refused(chain((1,), node), "float32")
+    for clock, refuses in (((1.0, "euler"), False), ((1.0, "exponential"), True)):
+        yield f"{clock[1]}", refused(chain((1,), lif((1,), **fire), clock=clock), "float32") == refuses
+    pools = [lif((1, 4, 4), **fire), EIMaxPool2d(*np.array([[3, 3], [1, 1], [1, 1]])), lif((1, 4, 4), **fire)]
+    g, x = chain((1, 4, 4), *pools), rng.uniform(0, 1.2, (2, 6, 1, 4, 4))
+    before, after = (sent(form, x, "torch")["n2"] for form in (g, to_standard_nir(g, "float64")))
+    yield "a maximum of spikes", before.any() and (before == after).all()
+    yield "a maximum of currents is refused", refused(chain((1, 4, 4), *pools[1:]), "float32")
+    again = to_standard_nir(chain((1,), lif((1,), compare="ge", **fire)), "float32")
+    yield "done again", to_standard_nir(again, "float32").metadata["eiexport"]["exact_for"] == "float32"
+    yield "done again for another dtype", refused(again, "float64")
+
+    # an export: engines run the standard form, and are held against the graph before
+    session.report.write = lambda report, out: None  # type: ignore[assignment]  # pictures take their time
+    cell = lif((1,), decay=1, threshold=1, compare="ge")
+    g = connected({"a": cell}, [("in", "a"), ("a", "out")], (1,))
+    g.nodes["out"] = nir.Output(np.array([1]))
+
+    def report(value: float, **options: Any) -> Any:
+        x = np.full((1, 3, 1), value)
+        with tempfile.TemporaryDirectory() as out:
+            model = Model("test", g, 1, lambda size: iter([x]))
+            settings = session.Settings(("reference", "torch"), Path(out) / "out", **options)
+            return session.export(model, settings, lambda what, done, total: None)
+
+    found = report(1.0, standard="float32")
+    yield (
+        "exact hits",
+        [(r.name, r.status) for r in found.rows] == [(name, "equal") for name in ("reference", "torch", "torch32")],
+    )
+    yield "its spikes", all(r.results["a"].spikes == 3 for r in found.rows)
+    yield "told", any("exact in float32 alone" in n and "(reference, torch)" in n for n in found.notes)
+    found = report(1 - 1e-9, standard="float32")
+    yield "between the thresholds", {r.status for r in found.rows if r.dtype == "float64"} == {"differs"}
+    yield "the graph before", found.reference.results["a"].spikes == 1 and found.reference.status == "equal"
+    found = report(1 - 1e-9)
+    yield "without it", found.rows[0].status == "equal" and not any("exact in" in n for n in found.notes)

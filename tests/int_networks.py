@@ -284,6 +284,7 @@ class _Builder:
 
     def __init__(self, seed: int, stock: bool, size: int) -> None:
         self.rng, self.stock, self.size = np.random.default_rng([seed, stock, size]), stock, size
+        self.block = np.random.default_rng([seed, stock, size, 1]).choice(["", "", "direct", "unit"])
         self.kinds = KINDS[:4] if stock else KINDS
         self.fits = stock or self.rng.random() < 0.5  # weights of convolutions and gates are ones that a synapse holds
         self.nodes: dict[str, Any] = {}
@@ -330,6 +331,8 @@ class _Builder:
             self.shape[first] = (c, h // 2 + 1, w - 1)
             self.reach[first] = tuple(4 * v for v in self.reach[self.edges[-1][0]])
         second = self.population([first], None)
+        if self.block:
+            second = self.population([second], None, self.shortcut(second))
         shape = self.shape[second]
         joined = self.add("flatten", nir.Flatten({"input": np.array(shape)}, 0, -1), [second])
         self.shape[joined], self.reach[joined] = (int(np.prod(shape)),), self.reach[second]
@@ -396,6 +399,19 @@ class _Builder:
         geometry = dict(zip(("stride", "padding", "dilation"), rest, strict=True))
         return (outputs, channels // groups, *kernels), {**geometry, "groups": groups}, (outputs, *out)
 
+    def shortcut(self, source: str) -> str:
+        """Messages that are added to a population's currents as they are, or times a power of two."""
+        if self.block == "direct":
+            self.unit[source] = 1
+            return source
+        channels, axes = self.shape[source][0], len(self.shape[source]) - 1
+        weight, bits = np.full((channels, 1, *[1] * axes), 1 << self.whole(1, 7)), self.bits(*self.reach[source])
+        fields = {"weight_exp": self.whole(0, 3), "sign_mode": "excitatory", "message_bits": bits}
+        name = self.add("w", conv(weight, groups=channels, **fields), [source])
+        self.shape[name], self.unit[name] = self.shape[source], int(weight.flat[0]) << fields["weight_exp"]
+        self.reach[name] = tuple(self.unit[name] * v for v in self.reach[source])
+        return name
+
     def bits(self, lo: int, hi: int) -> int:
         """Of a message; 0 for plain spikes."""
         if (lo, hi) == (0, 1):
@@ -404,10 +420,11 @@ class _Builder:
 
     # populations
 
-    def population(self, sources: list[str], out: tuple[int, ...] | None) -> str:
+    def population(self, sources: list[str], out: tuple[int, ...] | None, beside: str = "") -> str:
+        """beside: what is added to its currents, of the shape that the sources have."""
         kind, regime = self.pick(*self.kinds), self.pick(*REGIMES)
         cap = SHORT // 4 if self.stock and kind == "CUBA" else HALF
-        drives = [self.connect(s, out, regime, cap) for s in sources]
+        drives = [self.connect(s, out, regime, cap, keep=bool(beside)) for s in sources] + ([beside] if beside else [])
         shape = self.shape[drives[0]]
         name = self.add("cell", None, [])
         self.shape[name], self.reach[name] = shape, (0, 1) if kind in ("IF", "LIF", "CUBA") else (-1, 1)

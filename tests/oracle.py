@@ -1,7 +1,8 @@
 """Every node kind and whole graphs written a second time from the definitions: scalar floats and loops.
 
 It imports nothing of the toolchain, so agreement means that two readings of the equations agree. A signal is
-a dict from neuron index to value, e.g. {(0, 2): 1.0}. An index outside the map reads as 0: zero padding.
+a dict from neuron index to value, e.g. {(0, 2): 1.0}. An index outside the map reads as 0: zero padding. A maximum
+leaves it out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 Signal = dict[tuple[int, ...], float]
 
-CONNECTIONS = ("Affine", "Linear", "Scale", "Conv1d", "Conv2d", "Flatten", "SumPool2d", "AvgPool2d")
+CONNECTIONS = ("Affine", "Linear", "Scale", "Conv1d", "Conv2d", "Flatten", "SumPool2d", "AvgPool2d", "EIMaxPool2d")
 REAL = ("I", "LI", "CubaLI")  # neurons that send their membrane
 SPIKING = ("IF", "LIF", "CubaLIF", "EIDiscreteLIF", "EIGatedLIF", "Threshold")
 
@@ -214,7 +215,10 @@ def pool(node: Any, x: Signal) -> Signal:
     size = [(n + 2 * padding[a] - kernel[a]) // stride[a] + 1 for a, n in enumerate(maps)]
     y: Signal = {}
     for c, *place in indices((channels, *size)):
-        taps = ((c, *(place[a] * stride[a] + tap[a] - padding[a] for a in (0, 1))) for tap in indices(kernel))
+        taps = [(c, *(place[a] * stride[a] + tap[a] - padding[a] for a in (0, 1))) for tap in indices(kernel)]
+        if type(node).__name__ == "EIMaxPool2d":  # what lies outside the map takes no part
+            y[(c, *place)] = max(x[i] for i in taps if i in x)
+            continue
         total = sum(x.get(i, 0.0) for i in taps)
         y[(c, *place)] = total / (kernel[0] * kernel[1]) if type(node).__name__ == "AvgPool2d" else total
     return y

@@ -33,3 +33,11 @@ def test_gpu_check_skips_cleanly_without_a_gpu() -> None:
     command = [sys.executable, "benchmarks/gpu_check.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout == "skipped: this torch sees no CUDA device\n"
+
+
+def test_stdp_receptive_fields_beat_random_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EITRAIN_DATA", raising=False)
+    main = runpy.run_path(str(ROOT / "examples/stdp_receptive_fields.py"))["main"]
+    scores = main(["--batches", "40", "--out", str(tmp_path / "fields.png")])
+    assert (tmp_path / "fields.png").is_file()
+    assert all(scores["STDP"][n] > max(scores["before"][n], scores["random, normal"][n]) + 1 for n in (5, 20, 100))

@@ -117,6 +117,12 @@ MUTANTS: dict[str, tuple[str, ...]] = {
         "Window(*((padding, stride) if max(stride) > 1 and min(padding) else (stride, padding)), dilation",
     ),
     "dilation ignored": (OPS, "slice(None, None, d) for d", "slice(None, None, 1) for d"),
+    "padding of a maximum is zero": (OPS, "window, -np.inf)", "window, 0.0)"),
+    "window of a maximum off by one": (
+        OPS,
+        "window, -np.inf).max(",
+        "window, -np.inf)[..., : max(1, kernel[-1] - 1)].max(",
+    ),
     "average pool not divided": (CONNECTIONS, "y if self.factor is None else", "y if True else"),
     "scale ignored": (CONNECTIONS, "return ops.mul(x, self.scale)", "return x"),
 }

@@ -22,9 +22,9 @@ import claims
 import pytest
 from test_mutants import AGREES, CAUGHT, Finder
 
-TORCH, KERNELS, CHECK, BOUNDS, TRACE, SESSION, REPORT = (
+TORCH, KERNELS, CHECK, BOUNDS, TRACE, SESSION, REPORT, STANDARD = (
     *("targets.pytorch", "targets.kernels", "eiexport.check", "eiexport.bounds", "eiexport.trace"),
-    *("eiexport.session", "eiexport.report"),
+    *("eiexport.session", "eiexport.report", "eiexport.standard"),
 )
 COMPARE, AFTER = '(torch.ge if compare == "ge" else torch.gt)(v', "carried.mul_(inner.decay).add_(g * x[t])"
 BEFORE = "torch.sign(ops.conv(x[t], wb, bb, step.balance.window)) * (x[t] > inner.threshold)"
@@ -50,6 +50,17 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "dilation ignored": (TORCH, "window.dilation, window.groups", "1, window.groups"),
         "sum averaged": (TORCH, "divisor_override=1", "divisor_override=None"),
         "padding of a pool ignored": (TORCH, "kernel, window.stride, window.padding,", "kernel, window.stride, 0,"),
+        "padding of a maximum is zero": (
+            TORCH,
+            "functional.max_pool2d(x, kernel, window.stride, window.padding,",
+            "functional.max_pool2d(functional.pad(x, [p for p in window.padding[::-1] for _ in (0, 1)]), kernel, "
+            "window.stride, 0,",
+        ),
+        "window of a maximum off by one": (
+            TORCH,
+            "functional.max_pool2d(x, kernel, window.stride, window.padding,",
+            "functional.max_pool2d(x.roll(1, 3), kernel, window.stride, window.padding,",
+        ),
         "-1 lost when stored": (TRACE, "return z.astype(np.int8)", "return np.abs(z).astype(np.int8)"),
         "time and samples exchanged": (
             TORCH,
@@ -126,6 +137,12 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "error of the input lost": (BOUNDS, "apply(x.e, w) if x.e.any()", "apply(x.e, w) if False"),
         "error of the membrane lost": (BOUNDS, "a.x + b.x, a.e + b.e,", "a.x + b.x, 0 * (a.e + b.e),"),
         "folded factors forgotten": (BOUNDS, "magnitude = a.rough * b.rough", "magnitude = np.abs(a.x * b.x)"),
+        "error of a maximum lost": (BOUNDS, "largest(np.broadcast_to(x.e,", "0 * largest(np.broadcast_to(x.e,"),
+        "error of a maximum too small": (
+            *(BOUNDS, "largest(np.broadcast_to(x.e, x.shape))"),
+            "-largest(-np.broadcast_to(x.e, x.shape))",
+        ),
+        "folded factors before a maximum forgotten": (BOUNDS, "m = None if x.m is None else largest", "m = None and "),
         "signs ignored, free-running": (TRACE, "wrong = x != y", "wrong = np.abs(x) != np.abs(y)"),
         "offset lost, free-running": (TRACE, "sample + s,", "s,"),
         "last divergence first": (TRACE, "(found.step, found.sample) <", "(found.step, found.sample) >"),
@@ -148,6 +165,32 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
             "all(r.ok for r in (*first, *self.rows))",
             "any(r.ok for r in (*first, *self.rows))",
         ),
+    },
+    "standard_form": {
+        "lowered by float64's rounding": (STANDARD, "held = threshold.astype(dtype)", "held = threshold.astype(float)"),
+        "threshold not lowered": (STANDARD, "below = np.nextafter(held, held.dtype.type(-np.inf))", "below = held"),
+        "threshold raised": (STANDARD, "held.dtype.type(-np.inf)", "held.dtype.type(np.inf)"),
+        "lowered after its last rounding": (
+            *(STANDARD, "below = np.nextafter(held, held.dtype.type(-np.inf))"),
+            "below = np.nextafter(threshold, -np.inf).astype(dtype)",
+        ),
+        "strict thresholds lowered too": (STANDARD, "if ge else step.threshold", "if True else step.threshold"),
+        "exact everywhere": (STANDARD, "made_for = made_for if everywhere else dtype", "made_for = made_for"),
+        "exact in the dtype alone": (STANDARD, "made_for = made_for if everywhere else dtype", "made_for = dtype"),
+        "another dtype accepted": (STANDARD, "if made_for not in (ANY, dtype):", "if False:"),
+        "any decay accepted": (STANDARD, "if (best == 0).any():", "if False:"),
+        "no neighbours tried": (STANDARD, "range(-4, 5)", "range(0, 1)"),
+        "reset to 0": (STANDARD, "if step.v_reset is None else", "if True else"),
+        "gain dropped": (STANDARD, "gain = np.ones(()) if step.gain is None else step.gain", "gain = np.ones(())"),
+        "soft reset taken for hard": (STANDARD, 'if step.reset_mode != "zero":', "if False:"),
+        "lower threshold dropped": (STANDARD, "if step.lower is not None:", "if False:"),
+        "gates dropped": (STANDARD, "and step.feedback is None and step.balance is None", ""),
+        "any maximum taken for spikes": (STANDARD, 'if total.kind != "binary":', "if False:"),
+        "threshold of a sum": (STANDARD, "network.shapes[name], 0.5)", "network.shapes[name], 1.5)"),
+        "engines run the graph before": (SESSION, "or self.lowered is None else", "or True else"),
+        "held against itself": (SESSION, "progress, lowered)", "progress, lowered)\n        session.network = lowered"),
+        "another dtype not told": (SESSION, "made_for not in (graph.ANY, r.dtype)", "False"),
+        "told of every dtype": (SESSION, "made_for not in (graph.ANY, r.dtype)", "made_for not in (graph.ANY,)"),
     },
 }
 

@@ -21,13 +21,14 @@ import numpy as np
 import oracle
 import pytest
 from cases import chain, connected
+from residuals import DYADIC
 from test_cli import EXPORT, QUICK, invoke, no_data, refused, tree  # noqa: F401
 
 from eiexport import calibrate, graph, losses, quantise
 from eiexport.alphabet import BINARY, REAL, TERNARY, Alphabet, interval
 from eiexport.calibrate import Observed, Samples, choose
 from eiexport.errors import GraphError
-from eiexport.nodes import EIGatedLIF, lif
+from eiexport.nodes import EIGatedLIF, EIMaxPool2d, lif
 from eiexport.plans import GatePlan, Plan, WeightPlan, plan_from_json
 from eiexport.quantise import apply
 from eitrain.fit import Fitting
@@ -148,13 +149,14 @@ EXACT: dict[str, tuple[nir.NIRGraph, np.ndarray, Alphabet]] = {
         spikes(MAP),
         BINARY,
     ),
+    **DYADIC,
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("channels", [False, True], ids=["layer", "channel"])
 def test_coarse_numbers_lose_nothing(name: str, channels: bool) -> None:
-    """Spikes are the scalar float oracle's, registers the membranes times 64 * 2^exponent."""
+    """Spikes are the scalar float oracle's, registers the membranes times 64 * 2^exponent, readouts in their unit."""
     net, x, alphabet = EXACT[name]
     network, plan, integer = lowered(net, x, alphabet=alphabet, channels=channels)
     ours = base.get("reference")().compile(integer).run(plan.encode(x), probe=True)
@@ -162,12 +164,15 @@ def test_coarse_numbers_lose_nothing(name: str, channels: bool) -> None:
     rows = oracle.run(net, x, 1.0, "euler")
     for node, z in ours.z.items():
         expected = np.array([[[step[node][i] for i in np.ndindex(z.shape[2:])] for step in s] for s in rows])
-        assert z.shape == (3, T, *network.shapes[node]) and np.array_equal(z.reshape(expected.shape), expected), node
+        unit = 1.0 if network.steps[node].neuron else plan.layers[node].alpha
+        assert z.shape == (3, T, *network.shapes[node]) and z.dtype == (np.int8 if unit == 1.0 else np.int64)
+        assert np.array_equal(z.reshape(expected.shape) * unit, expected), node
         if node in plan.layers and "v" in floats.states and node in floats.states["v"]:
             scale = 64 * 2.0 ** plan.layers[node].exponent
             # what is left of a membrane after many halvings lies below the registers' last bit
             assert np.abs(ours.states["v"][node] - floats.states["v"][node] * scale).max() <= 2, node
     assert any(z.any() for z in ours.z.values())
+    assert all(ours.z[n].any() for n in ours.z if not network.steps[n].neuron)
 
 
 @pytest.mark.parametrize("bits", range(4, 9))
@@ -294,7 +299,28 @@ REFUSED: dict[str, tuple[nir.NIRGraph, str]] = {
     ),
     "scale": (chain((3,), nir.Scale(np.full(3, 0.5)), affine(4, 3), neuron((4,))), "'n0' .Scale."),
     "no weights": (chain((4,), neuron((4,))), "'n0' is fed by no Dense or Conv"),
-    "no neuron": (chain((3,), affine(4, 3)), "'out'|'n0'"),
+    "no neuron": (chain((3,), affine(4, 3)), "no spiking neurons"),
+    "two connections in a row": (chain((3,), affine(4, 3), affine(4, 4), neuron((4,))), "'n0' leads to 'n1' .Affine."),
+    "two readouts in one output": (
+        connected(
+            {"w": affine(4, 3), "a": neuron((4,)), "b": affine(2, 4), "c": affine(2, 4)},
+            [("in", "w"), ("w", "a"), ("a", "b"), ("a", "c"), ("b", "out"), ("c", "out")],
+            (3,),
+        ),
+        "'out' sums 'b' and 'c'",
+    ),
+    "spikes beside a readout": (
+        connected(
+            {"w": affine(4, 3), "a": neuron((4,)), "b": affine(4, 4)},
+            [("in", "w"), ("w", "a"), ("a", "b"), ("a", "out"), ("b", "out")],
+            (3,),
+        ),
+        "'out' sums 'a' and 'b'",
+    ),
+    "maximum of currents": (
+        chain(MAP, conv(2, 2), EIMaxPool2d(**POOL), neuron((2, 2, 2))),
+        "'n1' .EIMaxPool2d. has no integer kind",
+    ),
     "shared connection": (
         connected(
             {

@@ -14,7 +14,7 @@ from lava.proc.dense.process import Dense as LavaDense
 from lava.proc.lif.process import LIFReset, TernaryLIF
 from lava.utils.weightutils import SignMode
 
-from eiexport.connections import Conv, Dense, Flatten, Pool
+from eiexport.connections import Conv, Dense, Flatten, MaxPool, Pool
 from eiexport.graph import Network
 from eiexport.integers import IntConvStep, IntDenseStep
 from eiexport.neurons import Delay, GatedFire, LeakyFire, SynapseFire, Threshold
@@ -133,8 +133,9 @@ class Build:
         if plan.process[name] == STOCK:
             return self._lif(name, step, shape)
         if not isinstance(step, Neuron):
-            scale = StepMap(shape, step)
-            return Placed(scale, scale.inp, scale.out)
+            # a constant passes a linear node beside the ports, but a maximum has to see it
+            moved = StepMap(shape, step, plan.entering[name] if isinstance(step, MaxPool) else np.zeros(()))
+            return Placed(moved, moved.inp, moved.out)
         own = (step, plan.entering[name], self.period, plan.latency[name])
         if not fixed.routed(step, node):
             neuron = StepNeuron(shape, *own)
@@ -182,7 +183,10 @@ class Build:
         else:
             bias, du = step.drive(OPS, self.plan.entering[name][None])[0], 1.0
         dv = 1.0 if isinstance(step, Threshold) else 1 - float(step.decay)
-        return {"du": du, "dv": dv, "vth": float(step.threshold), "bias_mant": bias}
+        vth = float(step.threshold)
+        if getattr(step, "compare", "gt") == "ge":  # of Lava's float64, none lies between: v > vth is v >= threshold
+            vth = math.nextafter(vth, -math.inf)
+        return {"du": du, "dv": dv, "vth": vth, "bias_mant": bias}
 
 
 def _view(port: Any, views: View) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eiexport.connections import Conv, Dense, Flatten, Identity, Pool
+from eiexport.connections import Conv, Dense, Flatten, Identity, MaxPool, Pool
 from eiexport.errors import GraphError
 from eiexport.graph import Network
 from eiexport.integers import ALIGN, IntFire, IntLinear
@@ -30,13 +30,14 @@ class Plan:
     """What is decided of each node.
 
     Biases of stateless nodes are the same at every step, so they are not sent: they stand beside the ports as
-    constants, until a neuron, a delay or a recorder adds them. That is one process less, and no hop delays them.
+    constants, until a neuron, a delay, a maximum or a recorder adds them. That is one process less, and no hop delays
+    them.
     """
 
     latency: dict[str, int]  # engine steps behind the model
     process: dict[str, str]  # STOCK or CUSTOM; none for a node that is a view of others' ports
     entering: dict[str, np.ndarray]  # constant that belongs to what the ports bring
-    leaving: dict[str, np.ndarray]  # constant behind the node; zero behind neurons and delays
+    leaving: dict[str, np.ndarray]  # constant behind the node; zero behind neurons, delays and maxima
     gain: dict[str, float]  # factor of a connection's weights, on behalf of the neuron behind it
     lif: dict[str, dict[str, Any]] = field(default_factory=dict)  # parameters of a stock neuron in fixed point
 
@@ -107,7 +108,7 @@ def register(network: Network, plan: Plan, name: str, kind: str, rows: np.ndarra
 
 
 def _constants(network: Network) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(constants that enter, constants that leave); `drive` is affine, so it maps the constant as it maps a signal."""
+    """(constants that enter, constants that leave); an affine `drive` maps the constant as it maps a signal."""
     leaving = {n: np.zeros(s) for n, s in network.shapes.items()}
     entering = {network.input: leaving[network.input]}
 
@@ -116,7 +117,7 @@ def _constants(network: Network) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
     for name in (n for component in network.order for n in component if n != network.input):
         step = network.steps[name]
-        if not step.neuron and not isinstance(step, Delay):
+        if not step.neuron and not isinstance(step, Delay | MaxPool):
             leaving[name] = step.drive(OPS, enter(name)[None])[0]
     return entering | {n: enter(n) for n in network.shapes if n != network.input}, leaving
 
@@ -142,12 +143,12 @@ def _process(network: Network, name: str, step: Step, constant: np.ndarray, gain
 
 
 def _plain(step: LeakyFire | SynapseFire) -> bool:
-    """Lava's LIF: fires above one threshold, resets to zero, has one decay.
+    """Lava's LIF: fires above one threshold, or in float64 at it (see `build`), resets to zero, has one decay.
 
     It holds 1 - decay, which rounds decays below one half in their 16th digit: as little as one addition does.
     """
     numbers = (step.decay, step.threshold, step.gain, getattr(step, "decay_u", None), getattr(step, "gain_u", None))
-    fires = isinstance(step, Fire) and step.compare == "gt" and step.reset_mode == "zero"
+    fires = isinstance(step, Fire) and step.reset_mode == "zero"
     return fires and step.v_reset is None and step.lower is None and all(a is None or a.ndim == 0 for a in numbers)
 
 

@@ -129,8 +129,10 @@ class Plan:
 
 def plan(network: Network, chip: Chip) -> Plan:
     """Decide; raises Unsupported by the first rule that the network breaks."""
-    verify_parameters(network, chip)
     readouts = [n for n in network.recorded if not network.steps[n].neuron]
+    for name in readouts:
+        limits.readout_fits(chip, name)
+    verify_parameters(network, chip)
     latency = _latencies(network, chip)
     latency |= {n: latency[n] + 1 for n in readouts}
     names = [n for component in network.order for n in component]
@@ -138,8 +140,6 @@ def plan(network: Network, chip: Chip) -> Plan:
     groups: list[Group] = []
     paths: list[Path] = []
     for name in found:
-        if name in readouts:
-            limits.readout_fits(chip, name)
         if name != network.input:
             _incoming(network, chip, name, latency, groups, paths)
     populations = tuple(_population(network, chip, n, latency[n], n in readouts, groups, paths) for n in found)

@@ -50,10 +50,10 @@ class StepGated(StepNeuron):
 
 
 class StepMap(AbstractProcess):
-    """Sends `step.drive(x)` of a linear node in the same engine step."""
+    """Sends `step.drive(x + constant)` of a node without state in the same engine step."""
 
-    def __init__(self, shape: tuple[int, ...], step: Step, **kwargs: Any) -> None:
-        super().__init__(shape=shape, step=step, **kwargs)
+    def __init__(self, shape: tuple[int, ...], step: Step, constant: np.ndarray, **kwargs: Any) -> None:
+        super().__init__(shape=shape, step=step, constant=constant, **kwargs)
         self.inp = InPort(shape=shape)
         self.out = OutPort(shape=step.output_shape(shape))
 
@@ -154,6 +154,7 @@ class PyStepMap(PyLoihiProcessModel):
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.step = bind(proc_params["step"], OPS)
+        self.constant = proc_params["constant"]
 
     def run_spk(self) -> None:
-        self.out.send(self.step.drive(OPS, self.inp.recv()[None])[0])
+        self.out.send(self.step.drive(OPS, (self.inp.recv() + self.constant)[None])[0])
