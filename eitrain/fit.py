@@ -270,7 +270,7 @@ class Fitting:
             }
             row |= {"val_accuracy": held.accuracy, "test_accuracy": test.accuracy, "lr": self.recipe.lr_at(epoch)}
             if self.watched:
-                row |= {"updates": updates, "stdp_layers": [n for n, u in updates.items() if u["drive"] is not None]}
+                row |= {"updates": updates, "stdp_layers": list(learning.layers_trained(self.net, phase))}
             row |= {"silent": test.silent, "layers": test.layers, "seconds": round(time.perf_counter() - began, 3)}
             self.rows.append(row)
             if self.fabric.is_global_zero:

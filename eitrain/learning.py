@@ -41,6 +41,11 @@ def layers_of(net: SpikingNet, layers: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def layers_trained(net: SpikingNet, phase: Phase) -> tuple[str, ...]:
+    """The connections that STDP trains in a phase."""
+    return layers_of(net, phase.layers) if phase.rule.local else ()
+
+
 def _cell_behind(net: SpikingNet, connection: str) -> str | None:
     way = net.way_out(connection)
     return way[-1] if way and isinstance(net.get_submodule(way[-1]), Cell) else None
@@ -50,30 +55,31 @@ def _cell_behind(net: SpikingNet, connection: str) -> str | None:
 class Update:
     """What happened to one layer's weight in an epoch; sums over batches.
 
-    gradient: minus the loss gradients. stdp: STDP's increments. start: the weight before.
-    drive: largest lr * |drive| seen. up: share of potentiation in all STDP changes of |w|.
+    start: the weight before. by_gradient: whether gradients trained it. stdp: STDP's increments. descent: minus the
+    loss gradients. drive: largest lr * |drive| seen. changed: sum of |increment|, grown: what of it made |w| larger.
     """
 
     start: Tensor
+    by_gradient: bool
     stdp: Tensor
     descent: Tensor
     drive: float = 0.0
-    grown: float = 0.0
     changed: float = 0.0
+    grown: float = 0.0
 
     def row(self, weight: Tensor) -> dict[str, float | None]:
         """For metrics.jsonl: norms of both contributions, their angle, and STDP's share of the change."""
-        stdp, by_gradient = self.stdp, weight - self.start - self.stdp
-        a, b = float(stdp.norm()), float(by_gradient.norm())
-        both = a * float(self.descent.norm())
+        stdp = float(self.stdp.norm())
+        gradient = float((weight - self.start - self.stdp).norm()) if self.by_gradient else 0.0
+        both = stdp * float(self.descent.norm())
         return {
             "weight": float(weight.norm()),
-            "gradient": b,
-            "stdp": a,
-            "share": a / (a + b) if a + b else None,
-            "cosine": float((stdp * self.descent).sum()) / both if both else None,
-            "drive": self.drive if a else None,
-            "growing": self.grown / self.changed if self.changed else None,
+            "gradient": gradient,
+            "stdp": stdp,
+            "share": stdp / (stdp + gradient) if stdp + gradient else None,
+            "cosine": float((self.stdp * self.descent).sum()) / both if both else None,
+            "drive": self.drive if stdp else None,
+            "growing": min(1.0, max(0.0, self.grown / self.changed)) if self.changed else None,
         }
 
 
@@ -95,10 +101,11 @@ class Learner:
     updates: dict[str, Update] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.layers = layers_of(self.net, self.phase.layers) if self.phase.rule.local else ()
+        self.layers = layers_trained(self.net, self.phase)
         for name in self.watched:
             weight = self.net.connections[name].weight.detach()
-            self.updates[name] = Update(weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight))
+            trained = self.phase.rule.gradient and (self.phase.rule.shared or name not in self.layers)
+            self.updates[name] = Update(weight.clone(), trained, torch.zeros_like(weight), torch.zeros_like(weight))
 
     def iterate(self, x: Tensor, labels: Tensor, steps: int, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """One batch: the loss, after the weights have been changed.
@@ -110,10 +117,12 @@ class Learner:
         cells = [self.net.way_out(n)[-1] for n in self.layers]
         needed = [t for n in self.layers for t in self._tapped(n)] + (cells if self.stdp.winners else [])
         tape = self.net.tape = Tape(needed, cells)
-        with torch.set_grad_enabled(rule.gradient):
-            scores = self.model(x, steps)
-            loss = loss_of(scores, labels)
-        self.net.tape = None
+        try:
+            with torch.set_grad_enabled(rule.gradient):
+                scores = self.model(x, steps)
+                loss = loss_of(scores, labels)
+        finally:
+            self.net.tape = None
         if rule.gradient:
             self.optimiser.zero_grad()
             self.backward(loss)
@@ -142,7 +151,7 @@ class Learner:
         cell = self.net.way_out(name)[-1]
         post = tape.outputs[cell]
         if self.stdp.winners:
-            post = self.stdp.compete(post, tape.inputs[cell])
+            post = self.stdp.compete(post, tape.inputs[cell].cumsum(0))
         for pool in reversed(self._tapped(name)[1:]):
             post = unpooled(self.net.get_submodule(pool), tape.inputs[pool], post)
         drive = self.stdp.drive(layer, tape.inputs[name], post, reward)

@@ -120,9 +120,9 @@ class SpikingNet(nn.Module):
             module = self.get_submodule(name)
             if isinstance(module, nn.BatchNorm2d):
                 return None if rising and bool((affine(module)[0] < 0).any()) else module
-            rising = rising or isinstance(module, nn.MaxPool2d)
-            if not rising and not (isinstance(module, nn.AvgPool2d) and module.padding == 0):
+            if not isinstance(module, nn.MaxPool2d) and not (isinstance(module, nn.AvgPool2d) and module.padding == 0):
                 break
+            rising = rising or isinstance(module, nn.MaxPool2d)
         return None
 
     def spikes_into(self, name: str) -> bool:

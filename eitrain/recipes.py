@@ -318,7 +318,8 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"encoder = {recipe.encoder!r}; valid: {', '.join(ENCODERS)}")
     if recipe.loss not in ("mse", "cross_entropy"):
         raise TrainError(f"loss = {recipe.loss!r}; valid: mse, cross_entropy")
-    if recipe.quantize and recipe.phases.local:
+    phases = recipe.phases  # refuses what is no schedule
+    if recipe.quantize and phases.local:
         raise TrainError("--quantize trains by gradients: give --set schedule=G")
     recipe.stdp()
     if recipe.encoder != "direct" and recipe.normalise:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from eitrain.errors import TrainError
@@ -135,6 +136,7 @@ def ratio(s: int, g: int, m: int) -> tuple[str, str]:
     return found, f"{s}:{g}:{m} is not of the form G = 2 (S + M): interleaved by largest remainder"
 
 
+@lru_cache
 def parse(text: str, layers: str = "conv") -> Schedule:
     """A schedule from its short form (FORMS); raises TrainError for anything else."""
     if layers not in LAYERS:
@@ -145,7 +147,7 @@ def parse(text: str, layers: str = "conv") -> Schedule:
         kind, k, offset = match.groups()
         other = "S" if kind == "GSI" else "M"
         return sequence(alternating(other, int(k), None if offset is None else int(offset)), layers)
-    if match := re.fullmatch(r"(\d{1,4}):(\d{1,4}):(\d{1,4})", text):
+    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3}):(\d{1,3})", text):
         s, g, m = map(int, match.groups())
         letters, remark = ratio(s, g, m)
         return sequence(letters, layers, remark)

@@ -56,11 +56,11 @@ class STDP:
     its A_m must be negative there, here a_minus is positive and subtracted).
     a_plus, a_minus >= 0: eta or A of the two branches.
     mean: divide by batch and output positions; the library's plain sum (False) grows with both, see `limit`.
-    low, high: bounds of the weights after each update. keep_norm: each neuron's incoming weights then keep the L1
-    norm they had (synaptic normalisation, which BIRIL names without a formula; ours).
+    keep_norm: each neuron's incoming weights keep the L1 norm they had (synaptic normalisation, which BIRIL names
+    without a formula; ours). low, high: bounds of the weights after that.
     reward: R-STDP; a sample's pairs count +1 where it was classified rightly, -1 where not.
-    winners: lateral competition; only so many maps learn at a place of a sample, those with the largest current over
-    all steps. 0: all.
+    winners: lateral competition; only so many maps learn at a place of a sample, those with the largest area under
+    their potential (`compete`). 0: all.
     """
 
     lr: float = 1e-2
@@ -129,11 +129,15 @@ class STDP:
         gain = up * self.a_plus * pre**dt if dt > 0 or together else 0.0
         return gain - (down * self.a_minus * post**-dt if dt < 0 or together else 0.0)
 
-    def compete(self, y: Tensor, current: Tensor) -> Tensor:
-        """Post spikes of the winners alone; y (T, B, maps, ...), current (T or 1, B, maps, ...) into the neurons."""
+    def compete(self, y: Tensor, potential: Tensor) -> Tensor:
+        """Post spikes of the winners alone; y (T, B, maps, ...), potential (T or 1, B, maps, ...).
+
+        potential: the current summed up so far, without firing; its sum over steps decides, so that earlier current
+        counts more. (Total current would not do: under latency coding it is the same for every input.)
+        """
         if not 0 < self.winners < y.shape[2]:
             return y
-        total = current.sum(0)
+        total = potential.sum(0)
         won = torch.zeros_like(total).scatter_(1, total.topk(self.winners, dim=1).indices, 1.0)
         return y * won
 
@@ -185,18 +189,17 @@ class STDP:
         """Change the weight in place, bounds and normalisation included; returns the change."""
         before = weight.clone()
         weight += self.increment(weight, drive)
-        if self.low > -math.inf or self.high < math.inf:
-            weight.clamp_(self.low, self.high)
         if self.keep_norm:
             rows, now = before.flatten(1).abs().sum(1), weight.flatten(1).abs().sum(1)
             scale = torch.where(now > 0, rows / now.clamp_min(1e-30), torch.ones_like(now))
             weight *= scale.view(-1, *[1] * (weight.ndim - 1))
+        if self.low > -math.inf or self.high < math.inf:
+            weight.clamp_(self.low, self.high)
         return weight - before
 
     def limit(self, drive: Drive) -> float:
         """lr times the largest drive. Above 1, rules that are proportional to w turn a weight's sign in one step."""
-        largest = drive.up.abs().max() if drive.down is None else torch.maximum(drive.up, drive.down).abs().max()
-        return self.lr * float(largest)
+        return self.lr * max(float(d.abs().max()) for d in drive if d is not None)
 
 
 def _pairs(layer: nn.Module, x: Tensor, y: Tensor, window: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eiexport import graph as graphs
-from eitrain.architectures import DEEP, IF, Stage, classes_of, deep, spiking_resnet
+from eitrain.architectures import DEEP, IF, Stage, classes_of, deep, spiking_cnn, spiking_resnet
 from eitrain.cells import Cell
 from eitrain.errors import TrainError
 from eitrain.nets import SpikingNet, Tape, affine
@@ -88,7 +88,7 @@ def test_layers_of_the_e_i_net() -> None:
     )
     assert net.sources["neuron3"] == ("norm3", "stempool1")
     average = list(dict(meta("einet-average").named_children()))
-    assert average[4:8] == ["conv2", "norm2", "blockpool1", "neuron2"]
+    assert average[4:8] == ["conv2", "blockpool1", "norm2", "neuron2"]
     for pool in (net.blockpool1, net.stempool1):
         assert (pool.kernel_size, pool.padding) == (3, 1)
     assert (net.blockpool1.stride, net.stempool1.stride) == (1, 2)
@@ -251,6 +251,33 @@ def test_folding_keeps_a_bias() -> None:
     assert (scale < 0).any() and shift.shape == (3,)
 
 
+@pytest.mark.parametrize(
+    "pools, folds",
+    [
+        ([nn.AvgPool2d(3, 1)], True),
+        ([nn.AvgPool2d(2), nn.AvgPool2d(3, 1)], True),
+        ([nn.AvgPool2d(3, 1, 1)], False),  # its border would see less of the shift
+        ([nn.AvgPool2d(2), nn.MaxPool2d(2)], False),  # of scales of both signs
+        ([nn.MaxPool2d(3, 1, 1)], False),
+    ],
+    ids=str,
+)
+def test_pools_that_a_norm_folds_through(pools: list[nn.Module], folds: bool) -> None:
+    torch.manual_seed(0)
+    modules = {"conv1": nn.Conv2d(1, 4, 3, padding=1), **{f"pool{i}": p for i, p in enumerate(pools)}}
+    net = randomised(SpikingNet({**modules, "norm1": nn.BatchNorm2d(4), "n": Cell(**IF)}, (1, 8, 8)))
+    assert ("norm1" in net.graph().nodes) != folds
+    assert agrees(net, (1, 8, 8))["n"].any()
+
+
+@pytest.mark.parametrize("between", [nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1)], ids=["conv", "average"])
+def test_a_norm_folds_no_further_than_it_may(between: nn.Module) -> None:
+    torch.manual_seed(0)
+    modules = {"conv1": nn.Conv2d(1, 4, 3, padding=1), "pool1": nn.MaxPool2d(2), "between": between}
+    net = SpikingNet({**modules, "norm1": nn.BatchNorm2d(4), "n": Cell(**IF)}, (1, 8, 8))
+    agrees(randomised(net, negative=False), (1, 8, 8))
+
+
 def agrees(net: SpikingNet, shape: tuple[int, ...], steps: int = 4, batch: int = 2) -> dict[str, Tensor]:
     """Spikes of network and graph, float64; what was recorded."""
     x = torch.rand(1, batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -284,6 +311,17 @@ def test_folded_graph_is_the_network(name: str, side: int) -> None:
     assert not any("BatchNorm" in k for k in kinds)
     negative = sum(bool((affine(m)[0] < 0).any()) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert negative == sum(m.num_features > 1 for m in net.modules() if isinstance(m, nn.BatchNorm2d)) > 6
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_plain_chain(head: bool) -> None:
+    torch.manual_seed(1)
+    net = randomised(spiking_cnn("6C3-P2-4C3-8-3", (2, 10, 10), padding=1, spiking_head=head))
+    names = "conv1 norm1 neuron1 pool1 conv2 norm2 neuron2 flatten linear1 neuron3 linear2".split()
+    assert list(net.sources) == names + ["neuron4"] * head
+    assert net.conv1.bias is None and net.linear1.in_features == 100
+    record = agrees(net, (2, 10, 10))
+    assert all(record[n].any() for n in ("neuron1", "neuron2", "neuron3"))
 
 
 def test_scales_decide_whether_a_norm_moves_before_a_max_pool() -> None:

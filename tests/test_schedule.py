@@ -176,7 +176,6 @@ def test_near_misses_are_refused(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.xfail(strict=True, reason="verify parses the schedule only where a recipe is quantised")
 @pytest.mark.parametrize("setting", ["schedule=GSI:1", "schedule=XYZ", "stdp_layers=fc"])
 def test_settings_are_refused_before_a_run_starts(setting: str) -> None:
     with pytest.raises(TrainError):

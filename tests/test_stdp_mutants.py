@@ -91,7 +91,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
         "y = y * reward",
         "y = y * reward.abs()",
     ),
-    "unbounded": ("test_stdp.py::test_bounds", STDP, "weight.clamp_(self.low, self.high)", "pass"),
+    "unbounded": ("test_stdp_bounds.py::test_bounds", STDP, "weight.clamp_(self.low, self.high)", "pass"),
     "f not of the weight": (S1, STDP, 'f = w.clamp(-1, 1) if self.weight == "clamp" else w', "f = torch.ones_like(w)"),
     "reward turned around": (
         "test_learning.py::test_reward_is_right_or_wrong",
