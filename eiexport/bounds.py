@@ -106,7 +106,10 @@ class BoundedOps:
         def pooled(a: np.ndarray) -> np.ndarray:
             return self.np.pool(a, kernel, window)
 
-        return self._sum(pooled(x.x), pooled(x.e), pooled(np.abs(x.x)), int(np.prod(kernel)), x.k)
+        n = int(np.prod(kernel))
+        # an engine may have folded the factor behind the pool into the weights before it: then each term was rounded
+        folded = n * pooled(np.broadcast_to(x.rough, x.shape))
+        return self._sum(pooled(x.x), pooled(x.e), pooled(np.abs(x.x)), n, x.k, folded)
 
     def max_pool(self, x: Bounded, kernel: Ints, window: Window) -> Bounded:
         """One of the values in the window, so no rounding; |max(a + d) - max(a)| <= max|d|, whichever wins."""

@@ -109,7 +109,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     "arguments, names",
     [
         (["backei-minst"], ["backei-minst", "backei-mnist"]),
-        (["--data", "imagenet"], ["imagenet", "digits, mnist, fashion, cifar10, nmnist"]),
+        (["--data", "imagenet"], ["imagenet", "digits, mnist, fashion, cifar10, cifar100"]),
         (["--epochs", "0"], ["epochs = 0"]),
         (["--epochs=-3"], ["epochs = -3"]),
         (["--seed=-1"], ["seed = -1"]),
