@@ -44,6 +44,7 @@ METHODS: dict[str, tuple[str, float | None]] = {
     **{f"BIRIL {r}": (r, v) for r, v in (("1:4:1", 99.28), ("1:6:2", 99.30), ("2:6:1", 99.29))},
     **{f"BIRIL {r}": (r, v) for r, v in (("1:8:3", 99.22), ("3:8:1", 99.23))},
     "frozen random convolutions": ("frozen", None),
+    "control: G with weight decay 0.2 (AdamW)": ("decay", None),
 }
 
 
@@ -52,6 +53,8 @@ def recipe_of(schedule: str, seed: int, name: str) -> Recipe:
     if name == "mnist":
         mnist = replace(base, augment=True, normalise=True, batch=64, batches=BATCHES, validation=0.1, width=8)
         base = replace(mnist, data=name, epochs=EPOCHS, cosine=EPOCHS)
+    if schedule == "decay":
+        return replace(base, schedule="G", seed=seed)
     if schedule == "frozen":
         return replace(base, schedule="S", stdp_lr=0.0, seed=seed)
     return replace(base, schedule=schedule, seed=seed)
@@ -66,7 +69,9 @@ def train(job: tuple[str, int, str, str | None]) -> dict[str, Any]:
     began = time.perf_counter()
     torch.manual_seed(seed)
     net = recipe.net(dataset.shape)
-    optimiser = torch.optim.Adam(net.parameters(), recipe.lr)
+    # the default rule mostly shrinks weights, about 0.2 % a step: so does this
+    decay = 0.2 if METHODS[method][0] == "decay" else 0.0
+    optimiser = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=decay)
     train_set, _ = data.split_validation(dataset.train.labels, recipe.validation, seed)
     rows = []
     for epoch in range(recipe.epochs):

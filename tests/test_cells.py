@@ -236,7 +236,7 @@ def test_find_leaves_to_the_step_what_the_scan_does_not_compute() -> None:
     step, ops = fused(random_gates(2, 3, 7))
     assert kernels.find(step, ops) is kernels.gated_scan
     assert kernels.find(step, TorchOps(torch.float64)) is None  # no surrogate: nothing to train
-    assert kernels.find(step.inner, ops) is None
+    assert kernels.find(step.inner, ops) is kernels.leaky_scan
     number = np.asarray(0.25)
     for field, value in {
         "compare": "ge",

@@ -166,7 +166,7 @@ def test_stopped_in_the_first_epoch(plain: Path, tmp_path: Path, monkeypatch: py
         ("longer", None, replace(QUICK, epochs=5)),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(Fitting, "_train", lambda self, epoch: (_ for _ in ()).throw(Crash))
+            patched.setattr(Fitting, "_train", lambda self, epoch, phase: (_ for _ in ()).throw(Crash))
             with pytest.raises(Crash):
                 train(tmp_path / name, start_from=start)
         assert {p.name for p in (tmp_path / name).iterdir()} == {"config.json"}
@@ -262,14 +262,14 @@ def test_learning_rate_reaches_the_optimiser(tmp_path: Path) -> None:
 
 def test_loss_is_the_mean_over_samples_and_classes() -> None:
     scores = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.25, 0.0]])
-    assert fit._loss(scores, torch.tensor([0, 2])).item() == pytest.approx((0.25 + 0.0625 + 1) / 6)
+    assert fit.loss_of(QUICK, scores, torch.tensor([0, 2])).item() == pytest.approx((0.25 + 0.0625 + 1) / 6)
 
 
 def test_diverged_training_stops_and_keeps_the_last_good_epoch(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(plain, tmp_path / "run")
-    monkeypatch.setattr(fit, "_loss", lambda scores, labels: scores.sum() * float("nan"))
+    monkeypatch.setattr(fit, "loss_of", lambda recipe, scores, labels: scores.sum() * float("nan"))
     with pytest.raises(TrainError, match=r"epoch 5: the loss is nan.*lower lr"):
         train(tmp_path / "run", replace(QUICK, epochs=5), resume=True)
     monkeypatch.undo()
