@@ -4,7 +4,7 @@
 
 Each variant runs in a process of its own, so that peak memory is its own too; rounds are interleaved and ratios are of
 medians. All compute the same network on the same images in float32, forward, loss and backward:
-    ours          time folded into the batch, neurons over time in one fused pass
+    ours          as `eitrain fit` trains: time folded into the batch, neurons fused over time, channels last
     plain         the same modules, one time step after the other (Norse's way: a cell and its state)
     spikingjelly  its own layers in multi-step mode, IFNode, sigmoid surrogate; skipped where it is not installed
                   (pip install spikingjelly, in the environment that holds this project)
@@ -36,7 +36,7 @@ VARIANTS = ("ours", "plain", "spikingjelly")
 def ours(width: int) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     from eitrain.architectures import spiking_resnet
 
-    net = spiking_resnet((3, 32, 32), CLASSES, width=width)
+    net = spiking_resnet((3, 32, 32), CLASSES, width=width).laid_out(torch.device("cpu"))
     return net, lambda x: net(x[None], STEPS)
 
 

@@ -160,7 +160,7 @@ class Fitting:
         train, held = data.split_validation(self.dataset.train.labels, recipe.validation, recipe.seed)
         self.train_indices, self.held_indices = train, held
         torch.manual_seed(recipe.seed)
-        net = recipe.net(self.dataset.shape, classes)
+        net = recipe.net(self.dataset.shape, classes).laid_out(self.fabric.device)
         self.names = [n for n, _ in net.named_parameters()]
         optimiser = torch.optim.Adam(net.parameters(), recipe.lr)
         self.watched = tuple(
