@@ -120,9 +120,14 @@ def stamp(
 
 
 def exact_for(graph: nir.NIRGraph) -> str:
-    """The dtype that a graph was made for; ANY where it does not matter, or the graph does not say."""
+    """The dtype that a graph's numbers were rounded for; ANY where it does not matter, or the graph does not say.
+
+    Graphs that never were lowered say their dtype there too, in older files: that restricts nothing.
+    """
     meta = graph.metadata.get("eiexport", {}) if isinstance(graph.metadata, dict) else {}
-    return str(nodes.text(meta.get("exact_for", ANY))) if isinstance(meta, dict) else ANY
+    made = meta.get("provenance", {}) if isinstance(meta, dict) else {}
+    lowered = isinstance(made, dict) and "standard_nir" in made
+    return str(nodes.text(meta.get("exact_for", ANY))) if lowered else ANY
 
 
 def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> Clock:

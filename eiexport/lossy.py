@@ -62,7 +62,7 @@ class Lowered:
                 yield self.plan.encode(x).astype(np.float32)
 
         _write_input(encoded(), network, out / "input.h5", len(session.x), progress)
-        notes = [*notes, *self._remarks(model, network, outside / math.prod(session.x.shape))]
+        notes = [*notes, *self._remarks(model, session.network, network, outside / math.prod(session.x.shape))]
         with TraceFile(out / "input.h5") as file:
             inner = Session(model, network, FlatView(file, network.input), settings, size, progress)
             result = inner.compare(names, notes)
@@ -89,12 +89,22 @@ class Lowered:
         result.quantisation = found
         return result
 
-    def _remarks(self, model: Model, network: Network, outside: float) -> Iterator[str]:
+    def _remarks(self, model: Model, before: Network, network: Network, outside: float) -> Iterator[str]:
         """What the user should know of the plan."""
         if self.calibrated_on and model.own_calibration:
             yield "scales were chosen on the tested input itself: give --calibration FILE for an honest measure"
         if outside:
             yield f"{100 * outside:.2g} % of the input lay outside what calibration had seen, and was clipped"
+        unproven = [
+            n
+            for n, plan in self.plan.layers.items()
+            if (_compare(before, n), _compare(network, n)) == ("ge", "gt") and not plan.proven
+        ]
+        if unproven:
+            yield (
+                f"v >= threshold runs as v > the unit below it in {', '.join(unproven)}: the same while no membrane "
+                "saturates below, which calibration did not see and the alphabets do not prove"
+            )
         for name, step in network.steps.items():
             fire = getattr(step, "inner", step)
             if isinstance(fire, IntFire):
@@ -103,6 +113,10 @@ class Lowered:
                 weights = [vars(network.steps[c])["weight"] for c in self.plan.layers[name].connections]
                 if not any(w.any() for w in weights):
                     yield f"node {name!r}: every weight rounds to 0 against its thresholds; are these so far apart?"
+
+
+def _compare(network: Network, name: str) -> str:
+    return getattr(network.steps[name], "compare", "")
 
 
 def _pieces(x: FlatView, size: int) -> Iterator[np.ndarray]:

@@ -159,7 +159,8 @@ def _units(network: Network, input_scale: float) -> dict[str, float]:
             raise GraphError(f"node {name!r} (Scale) has no integer kind; multiply it into the weights beside it")
         elif isinstance(step, MaxPool):
             raise GraphError(
-                f"node {name!r} ({_kind(network, name)}) has no integer kind; pool spikes, by SumPool2d and Threshold"
+                f"node {name!r} ({_kind(network, name)}) takes maxima of currents, which has no integer kind; train "
+                "with averages there (einet-average), or pool spikes, by SumPool2d and Threshold"
             )
         else:
             sent[name] = unit if isinstance(step, Flatten | Delay | Identity) else 1.0
@@ -211,6 +212,11 @@ def _gain(network: Network, owner: str, step: Dense | Conv) -> np.ndarray:
 def apply(network: Network, plan: Plan) -> nir.NIRGraph:
     """The integer graph of a float network; raises GraphError where the plan does not fit it."""
     network = explicit(network)
+    if (made_for := graphs.exact_for(network.graph)) != graphs.ANY:
+        raise GraphError(
+            f"thresholds or decays of this graph were moved by a rounding of {made_for}, which whole numbers would "
+            "undo: quantise the graph that it was lowered from"
+        )
     found = layers(network, plan.input_scale)
     if found.keys() != plan.layers.keys():
         odd = sorted(found.keys() ^ plan.layers.keys())
@@ -313,9 +319,9 @@ def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:
     dv = np.array(1 << UNITY) if isinstance(fire, Threshold) else _kept(fire.decay, 4096)
     compare, reset = getattr(fire, "compare", "gt"), getattr(fire, "reset_mode", "zero")
     aligned = (du == 4095).all() and (dv == 0).all() and plan.bias_exp >= ALIGN
-    if compare == "ge" and aligned and lower is None and reset != "subtract" and threshold.min() > 0:
-        # until it saturates below, v is a multiple of 64, so v >= vth << 6 is v > (vth - 1) << 6: what chips and
-        # Lava's own neurons have
+    if compare == "ge" and aligned and lower is None and reset == "zero" and threshold.min() > 0:
+        # v is a multiple of 64, so v >= vth << 6 is v > (vth - 1) << 6: what chips and Lava's own neurons have.
+        # Once it has saturated below it is 1 off until its next spike, and fires one unit early (`lossy` says so)
         compare, threshold = "gt", threshold - 1
     lif = IntCubaLIF(
         vth=np.broadcast_to(_whole(threshold), shape).copy(),

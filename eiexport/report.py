@@ -126,6 +126,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     float_row: Row | None = None  # the float network's own run, where the rest is integers
     quantisation: Quantisation | None = None
+    lowered: Network | None = None  # what the targets ran in the network's place
 
     @property
     def output_silent(self) -> bool:
@@ -193,7 +194,7 @@ def write(report: Report, out: Path) -> None:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("eiexport").joinpath("report.html.j2").read_text())
     helpers = {"words": words, "loss_cells": loss_cells, "loss_words": loss_words, "cost_words": cost_words}
-    about = {"report": report, "network": report.network, "pictures": pictures, "show": show(report.network)}
+    about = {"report": report, "network": report.network, "pictures": pictures, "show": show}
     page = template.render(**about, **helpers)
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page)

@@ -188,7 +188,7 @@ class Session:
         rows = [self.row(name, reference) for name in names]
         steps = self.x.shape[1]
         notes = [*notes, *self._rounded((reference, *rows) if self.lowered is None else rows)]
-        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, notes)
+        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, notes, lowered=self.lowered)
 
     def _rounded(self, rows: Sequence[Row]) -> Iterator[str]:
         """Where the graph was made for one dtype, and an engine computes in another."""

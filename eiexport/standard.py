@@ -77,7 +77,10 @@ def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path) -> list[str]:
     ]
     became += [f"{n!r} {type(node).__name__} added" for n, node in after.nodes.items() if n not in before.nodes]
     what = ", ".join(became) or "as the graph did before"
-    told = [f"the standard form ran: {path.name} holds stock NIR nodes alone ({what}), held against the graph before"]
+    told = [
+        f"the targets get the standard form: {path.name} holds stock NIR nodes alone ({what}), "
+        "and is held against the graph before"
+    ]
     try:
         nir.read(path)
     except Exception as e:  # whatever another reader does not like is worth a word, and no failure of ours

@@ -19,6 +19,7 @@ from eiexport import calibrate, graph, losses, quantise
 from eiexport.alphabet import BINARY, TERNARY, interval
 from eiexport.calibrate import choose
 from eiexport.graph import Network
+from eiexport.integers import IntCubaLIF, IntDense
 from eiexport.plans import LayerPlan, Plan, WeightPlan, plan_from_json
 from eiexport.quantise import apply
 from eiexport.trace import Trace
@@ -159,12 +160,26 @@ def test_at_or_above_is_above_one_less_where_nothing_lies_between() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"decay": 0.5}, {"reset": "subtract"}, {"lower": -1.0}, {"threshold": 1e-6}],
+    [{"decay": 0.5}, {"reset": "subtract"}, {"reset": "none"}, {"lower": -1.0}, {"threshold": 1e-6}],
     ids=lambda f: " ".join(f),
 )
 def test_at_or_above_stays_where_it_means_something_else(fields: dict[str, Any]) -> None:
     *_, integer = fired(**fields)
     assert integer.graph.nodes["n1"].compare == "ge"
+
+
+def test_below_saturation_it_is_one_unit_early() -> None:
+    """What the lowering costs, and the report says: v is off the grid of 64 once it has saturated below."""
+    drive = np.array([-100000.0, -100000, 100000, 31080]).reshape(1, 4, 1)
+    found = []
+    for compare, vth in (("ge", 9), ("gt", 8)):
+        one = IntCubaLIF(vth=np.array([vth]), du=np.array(4095), dv=np.array(0), compare=compare)
+        unit = IntDense(
+            np.array([[1]], np.int16), np.zeros(1, np.int32), 0, bits=8, sign_mode="excitatory", message_bits=24
+        )
+        network = graph.check(chain((1,), unit, one), alphabet=interval(-100000, 100000, True))
+        found.append(REFERENCE.compile(network).run(drive).z["n1"].ravel().tolist())
+    assert found == [[0, 0, 0, 0], [0, 0, 0, 1]]
 
 
 # --- what it cost

@@ -296,7 +296,7 @@ def test_export(tmp_path: Path) -> None:
     said = invoke(EXPORT, *arguments, "--target", "torch", "--target", "reference", "--standard-nir").stdout
     status, notes = told(tmp_path)
     assert status == dict.fromkeys(("torch", "torch32", "reference"), "equal")
-    assert "the standard form ran" in said and "'n1' EIDiscreteLIF as LIF" in notes
+    assert "the targets get the standard form" in said and "'n1' EIDiscreteLIF as LIF" in notes
     assert "exact in float32 alone" in notes and "(torch, reference)" in notes and "type_check" not in notes
     assert "original (reference)" in said
     stock = nir.read(tmp_path / "out" / "model.nir")  # plain, with all its checks
@@ -312,6 +312,21 @@ def test_export(tmp_path: Path) -> None:
     invoke(EXPORT, *again)
     (notes_again,) = json.loads((tmp_path / "out" / "again" / "report.json").read_text())["notes"]
     assert "exact in float32 alone" in notes_again and "(reference, torch)" in notes_again
+
+
+def test_what_was_rounded_is_not_quantised(tmp_path: Path) -> None:
+    """Whole numbers would undo the rounding that made `>` of `>=`."""
+    arguments = written(tmp_path, *GE, x=HITS)
+    invoke(EXPORT, *arguments, "--target", "torch", "--standard-nir")
+    again = [tmp_path / "out" / "model.nir", *arguments[1:3], "--out", tmp_path / "again", "--target", "torch"]
+    result = invoke(EXPORT, *again, "--quantize", 8, code=2)
+    assert "moved by a rounding of float32" in result.stderr and not (tmp_path / "again").exists()
+
+
+def test_a_file_of_before_says_its_dtype_and_restricts_nothing() -> None:
+    old = graphs.stamp(chain((4,), *GE), dt=1.0, integrator="euler", dtype="float64", exact_for="float64")
+    assert graphs.exact_for(old) == graphs.ANY
+    assert made_for(to_standard_nir(old, "float32")) == "float32"
 
 
 def test_export_for_float64(tmp_path: Path) -> None:
