@@ -172,11 +172,11 @@ def test_below_saturation_it_is_one_unit_early() -> None:
     """What the lowering costs, and the report says: v is off the grid of 64 once it has saturated below."""
     drive = np.array([-100000.0, -100000, 100000, 31080]).reshape(1, 4, 1)
     found = []
+    zero, word = np.array(0, np.int32), np.array([[1]], np.int16)
+    unit = IntDense(word, np.zeros(1, np.int32), 0, bits=8, sign_mode="excitatory", message_bits=24)
+    rest = {"du": np.array(4095), "dv": zero, "bias_mant": zero, "bias_exp": zero}
     for compare, vth in (("ge", 9), ("gt", 8)):
-        one = IntCubaLIF(vth=np.array([vth]), du=np.array(4095), dv=np.array(0), compare=compare)
-        unit = IntDense(
-            np.array([[1]], np.int16), np.zeros(1, np.int32), 0, bits=8, sign_mode="excitatory", message_bits=24
-        )
+        one = IntCubaLIF(vth=np.array([vth]), compare=compare, **rest)
         network = graph.check(chain((1,), unit, one), alphabet=interval(-100000, 100000, True))
         found.append(REFERENCE.compile(network).run(drive).z["n1"].ravel().tolist())
     assert found == [[0, 0, 0, 0], [0, 0, 0, 1]]
