@@ -3,7 +3,8 @@
     python benchmarks/resnet_step.py [--batch 8] [--threads 2] [--rounds 3] [--write]
 
 Each variant runs in a process of its own, so that peak memory is its own too; rounds are interleaved and ratios are of
-medians. All compute the same network on the same images in float32, forward, loss and backward:
+medians. All train the same network on the same images in float32, forward, loss and backward
+(BatchNorm's statistics are over steps and batch, in the plain loop over the batch of each step):
     ours          as `eitrain fit` trains: time folded into the batch, neurons fused over time, channels last
     plain         the same modules, one time step after the other (Norse's way: a cell and its state)
     spikingjelly  its own layers in multi-step mode, IFNode, sigmoid surrogate; skipped where it is not installed

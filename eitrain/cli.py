@@ -134,7 +134,8 @@ def _plasticity(fitting: Fitting, path: Path) -> bool:
 
 def _announce(fitting: Fitting, progress: Bar) -> None:
     r, count = fitting.recipe, sum(p.numel() for p in fitting.net.parameters())
-    progress.line(f"{r.name}: {r.architecture}, {r.gates}, T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
+    gates = f" {r.gates}," if r.system == "backei" else ""
+    progress.line(f"{r.name}: {r.architecture},{gates} T={r.steps}, {count:,} parameters, {fitting.fabric.device}")
     if (phases := r.phases).local:
         where = ", ".join(fitting.watched) if len(fitting.watched) < 5 else f"{len(fitting.watched)} layers"
         amount = "mean" if r.stdp_mean else "sum"
@@ -143,7 +144,8 @@ def _announce(fitting: Fitting, progress: Bar) -> None:
     for remark in r.remarks:
         progress.line(f"note: {remark}")
     sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
-    progress.line(f"{fitting.dataset.source}: {sizes[0]} train, {sizes[1]} validation, {sizes[2]} test samples")
+    some = f" ({len(fitting.labelled)} with labels)" if r.labels else ""
+    progress.line(f"{fitting.dataset.source}: {sizes[0]} train{some}, {sizes[1]} validation, {sizes[2]} test samples")
     if fitting.first:
         progress.line(f"resumed after epoch {fitting.first}")
 

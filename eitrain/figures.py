@@ -52,18 +52,19 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 def confusion(score: Score, classes: tuple[str, ...], path: Path, title: str) -> None:
     """Confusion matrix, counts; rows are the true classes."""
-    matrix = score.confusion
-    size = 2.2 + 0.42 * len(classes)
+    matrix, few = score.confusion, len(classes) <= 30
+    size = 2.2 + 0.42 * len(classes) if few else 9.0
     with figure(path, size + 0.6, size) as axes:
         share = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
         axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
         for (i, j), count in np.ndenumerate(matrix):
-            if count:
+            if count and few:
                 axes.text(
                     j, i, str(count), ha="center", va="center", fontsize=7, color="w" if share[i, j] > 0.5 else "k"
                 )
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(len(classes)), classes)
+        if few:  # more names and numbers than that nobody reads, and drawing them takes minutes
+            axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+            axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="predicted", ylabel="true", title=title)
 
 

@@ -148,10 +148,14 @@ class Fitting:
         # several devices only when torchrun started that many processes
         self.fabric = Fabric(accelerator=accelerator, devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self.fabric.launch()
+        if recipe.resume_from_best and self.fabric.world_size > 1:
+            raise TrainError("resume_from_best keeps the best weights in one process: train with a single device")
         if resume and start_from is not None:
             raise TrainError("--resume goes on with a run's own weights: leave --from out")
         data_dir = self.run.data_dir(data_dir) if resume else data_dir
         self.dataset: Dataset = data.load(recipe.data, data_dir, steps=recipe.steps)
+        if self.dataset.steps is not None and recipe.encoder != "direct":
+            raise TrainError(f"encoder = {recipe.encoder!r}: {recipe.data} holds events already; give encoder=direct")
         classes = len(self.dataset.classes)
         if classes_of(recipe.architecture) not in (None, classes):
             raise TrainError(
@@ -255,6 +259,7 @@ class Fitting:
             if self.recipe.resume_from_best and self.recipe.phases.starts(epoch):
                 self.net.load_state_dict(self.best_weights)
             loss, updates = self._train(epoch, phase)
+            runs.finite_weights(self.net, epoch, "stdp_lr" if phase.rule.local else "lr")
             held, test = (
                 evaluate(self.module, self.recipe, split, indices, classes, self.fabric.device)
                 for split, indices in (

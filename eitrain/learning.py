@@ -55,13 +55,15 @@ def _cell_behind(net: SpikingNet, connection: str) -> str | None:
 class Update:
     """What happened to one layer's weight in an epoch; sums over batches.
 
-    start: the weight before. by_gradient: whether gradients trained it. stdp: STDP's increments. descent: minus the
-    loss gradients. drive: largest lr * |drive| seen. changed: sum of |increment|, grown: what of it made |w| larger.
+    start: the weight before. by_gradient: whether gradients trained it. stdp: STDP's increments. projected: what its
+    bounds and normalisation changed besides. descent: minus the loss gradients. drive: largest lr * |drive| seen.
+    changed: sum of |increment| as applied, grown: what of it made |w| larger.
     """
 
     start: Tensor
     by_gradient: bool
     stdp: Tensor
+    projected: Tensor
     descent: Tensor
     drive: float = 0.0
     changed: float = 0.0
@@ -70,12 +72,14 @@ class Update:
     def row(self, weight: Tensor) -> dict[str, float | None]:
         """For metrics.jsonl: norms of both contributions, their angle, and STDP's share of the change."""
         stdp = float(self.stdp.norm())
-        gradient = float((weight - self.start - self.stdp).norm()) if self.by_gradient else 0.0
+        rest = weight - self.start - self.stdp - self.projected
+        gradient = float(rest.norm()) if self.by_gradient else 0.0
         both = stdp * float(self.descent.norm())
         return {
             "weight": float(weight.norm()),
             "gradient": gradient,
             "stdp": stdp,
+            "projected": float(self.projected.norm()) or None,
             "share": stdp / (stdp + gradient) if stdp + gradient else None,
             "cosine": float((self.stdp * self.descent).sum()) / both if both else None,
             "drive": self.drive if stdp else None,
@@ -105,7 +109,7 @@ class Learner:
         for name in self.watched:
             weight = self.net.connections[name].weight.detach()
             trained = self.phase.rule.gradient and (self.phase.rule.shared or name not in self.layers)
-            self.updates[name] = Update(weight.clone(), trained, torch.zeros_like(weight), torch.zeros_like(weight))
+            self.updates[name] = Update(weight.clone(), trained, *weight.new_zeros((3, *weight.shape)))
 
     def iterate(self, x: Tensor, labels: Tensor, steps: int, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """One batch: the loss, after the weights have been changed.
@@ -121,6 +125,12 @@ class Learner:
             with torch.set_grad_enabled(rule.gradient):
                 scores = self.model(x, steps)
                 loss = loss_of(scores, labels)
+        except ValueError as e:
+            if "more than 1 value per channel" not in str(e):
+                raise
+            raise TrainError(
+                "BatchNorm cannot train on one value a channel: give a larger batch or more steps"
+            ) from None
         finally:
             self.net.tape = None
         if rule.gradient:
@@ -157,10 +167,12 @@ class Learner:
         drive = self.stdp.drive(layer, tape.inputs[name], post, reward)
         how = "mean" if self.stdp.mean else "sum"
         drive = Drive(*(None if d is None else self.reduce(d, how) for d in drive))  # type: ignore[arg-type]
-        before = layer.weight.abs().sum()
+        before, increment = layer.weight.abs().sum(), self.stdp.increment(layer.weight, drive)
         change = self.stdp.apply(layer.weight, drive)
         update = self.updates[name]
-        update.stdp += change
+        if self.stdp.projects:
+            update.projected += change - increment
+        update.stdp += increment if self.stdp.projects else change
         update.drive = max(update.drive, self.stdp.limit(drive))
         size = float(change.abs().sum())
         update.changed += size

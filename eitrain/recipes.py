@@ -18,6 +18,8 @@ from eitrain.nets import SpikingNet
 from eitrain.schedule import Schedule
 from eitrain.stdp import STDP
 
+CHAIN = ("sfbm", "beim", "gate_kernel", "dropout", "init_gain")  # fields of BackEISNN's networks alone
+DEEPER = ("width", "spiking_head")  # fields of EICIL's and BIRIL's alone
 ENCODERS = ("direct", "rate", "latency")
 
 
@@ -33,7 +35,8 @@ class Recipe:
     loss: "mse" of scores to one-hot, or "cross_entropy". cosine: T_max of a cosine schedule in epochs, 0: steps.
     width: maps of the first layer of a named architecture. spiking_head: neurons behind its last layer too.
     schedule: which rule trains which epoch (`eitrain.schedule.FORMS`). resume_from_best: each new phase starts from
-    the best weights so far. labels: training samples a class that gradients see, 0: all (phase P sees them all).
+    the best weights so far; Adam's moments go on. labels: training samples a class that gradients see, 0: all (phase P
+    sees them all).
     stdp_*: fields of `eitrain.stdp.STDP`; its step size follows the learning rate's schedule. stdp_low = stdp_high:
     no bounds.
     """
@@ -128,6 +131,8 @@ class Recipe:
     def remarks(self) -> tuple[str, ...]:
         """What a user should know before the run starts."""
         found = [self.phases.remark] if self.phases.remark else []
+        if self.phases.local and not any(self.phases.phase_at(e).rule.local for e in range(self.epochs)):
+            found.append(f"the first {self.epochs} epochs of {self.schedule} hold no STDP")
         if self.cosine and self.epochs > self.cosine:
             found.append(
                 f"epochs = {self.epochs} > cosine = {self.cosine}: the learning rate reaches 0 and rises again"
@@ -256,7 +261,8 @@ def fine_tuning(recipe: Recipe, *, from_weights: bool) -> Recipe:
         raise TrainError("--quantize trains on from float weights: give --from RUN")
     if recipe.quantize:
         return recipe  # it was fine-tuning already
-    return replace(recipe, lr=recipe.lr / 10, epochs=min(recipe.epochs, 4))
+    gentle = replace(recipe, lr=recipe.lr / 10, epochs=min(recipe.epochs, 4))
+    return replace(gentle, schedule="G", resume_from_best=False)  # integers are trained by gradients
 
 
 def adjust(recipe: Recipe, settings: list[str]) -> Recipe:
@@ -318,7 +324,17 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"encoder = {recipe.encoder!r}; valid: {', '.join(ENCODERS)}")
     if recipe.loss not in ("mse", "cross_entropy"):
         raise TrainError(f"loss = {recipe.loss!r}; valid: mse, cross_entropy")
+    mine, others = (CHAIN, DEEPER) if recipe.system == "backei" else (DEEPER, CHAIN)
+    for key in others:
+        if getattr(recipe, key) != getattr(Recipe, key):
+            raise TrainError(f"{key} = {getattr(recipe, key)}: recipes of {recipe.system} do not have it, but {mine}")
+    if recipe.system == "backei" and recipe.architecture in DEEP:
+        raise TrainError(f"architecture {recipe.architecture!r} has no gates: take a recipe of eicil or biril")
     phases = recipe.phases  # refuses what is no schedule
+    if recipe.stdp_reward and any(not p.rule.gradient for p in phases.phases):
+        raise TrainError("stdp_reward uses labels, and phase P is without: leave one of them out")
+    if recipe.encoder == "latency" and recipe.steps < 2:
+        raise TrainError("encoder = 'latency' tells pixels apart by their step: give steps=2 or more")
     if recipe.quantize and phases.local:
         raise TrainError("--quantize trains by gradients: give --set schedule=G")
     recipe.stdp()

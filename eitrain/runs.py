@@ -174,6 +174,13 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
+def finite_weights(model: nn.Module, epoch: int, rate: str) -> None:
+    """Raise TrainError where weights are no numbers: neurons then fall silent, and no loss shows it."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise TrainError(f"epoch {epoch + 1}: {name} holds NaN or infinite values; lower {rate} (--set {rate}=...)")
+
+
 def finite(loss: float, epoch: int) -> float:
     """The loss; raises TrainError when it is not a number."""
     if not math.isfinite(loss):

@@ -8,7 +8,7 @@ Pre spike x at step s, post spike y at step t (both may be real or signed; the f
 over all pairs, samples and output positions; pre and post are the decays of the two traces, W is constant meanwhile.
 That is the trace rule p <- pre p + x, q <- post q + y, dW = f_post y p - f_pre q x summed over time, with the sums
 exchanged: each pre spike meets the *future* trace of y minus its past trace, so all steps together cost one weight
-gradient of the layer instead of two products a step and tap.
+gradient of the layer (two where f_post and f_pre differ, or for nearest pairs) instead of two products a step and tap.
 """
 
 from __future__ import annotations
@@ -109,6 +109,11 @@ class STDP:
     def symmetric(self) -> bool:
         """f_post = f_pre: the two sums can be formed as one."""
         return self.weight in ("clamp", "identity", "additive")
+
+    @property
+    def projects(self) -> bool:
+        """Bounds or normalisation change weights beside the rule itself."""
+        return self.keep_norm or self.low > -math.inf or self.high < math.inf
 
     def functions(self, w: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(f_post, f_pre) at the present weights."""

@@ -433,6 +433,7 @@ def test_rows_are_what_happened() -> None:
         "drive": max(drives),
         "growing": grown / sum(float((a - s).abs().sum()) for a, s in zip(after, stepped, strict=True)),
     }
+    assert row.pop("projected") is None  # neither bounds nor normalisation
     assert row == pytest.approx(wanted, rel=1e-9) and row.keys() == wanted.keys()
     assert 0 < wanted["share"] < 1 and 0 < abs(wanted["cosine"]) < 1
 

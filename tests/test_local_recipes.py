@@ -140,6 +140,8 @@ def test_schedule_prints_letters_first_and_draws(folder: Path) -> None:
         ("stdp_a_minus=-1", ["stdp_a_minus", "subtracted"]),
         ("loss=hinge", ["'hinge'", "mse, cross_entropy"]),
         ("width=0", ["width = 0"]),
+        ("dropout=0.5", ["dropout = 0.5", "recipes of eicil"]),
+        ("stdp_winners=-1", ["stdp_winners = -1"]),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(setting: str, parts: list[str], folder: Path) -> None:
@@ -157,3 +159,48 @@ def test_the_last_layer_needs_neurons_behind_it(folder: Path) -> None:
     invoke(eitrain.cli.app, *common, *small, "--set", "spiking_head=true", "--set", "stdp_lr=1")
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     assert [r["stdp_layers"] for r in rows] == [[], ["linear1"]]
+
+
+def small(folder: Path, *settings: str, epochs: int = 2, code: int = 0) -> Any:
+    changes = [a for s in ("width=4", "batches=2", *settings) for a in ("--set", s)]
+    return invoke(
+        eitrain.cli.app, "fit", "eicil-digits", "--out", folder / "run", "--epochs", epochs, *changes, code=code
+    )
+
+
+def test_what_uses_labels_is_not_called_unlabelled(folder: Path) -> None:
+    told = small(folder, "schedule=P", "stdp_reward=true", code=2).stderr
+    assert "stdp_reward uses labels" in told
+
+
+def test_weights_that_are_no_numbers_end_the_run(folder: Path) -> None:
+    told = small(folder, "schedule=GS", "stdp_lr=1e30", "stdp_weight=identity", epochs=3, code=2).stderr
+    assert "epoch 2: " in told and "lower stdp_lr" in told
+    rows = (folder / "run/metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 1 and "NaN" not in rows[0]
+
+
+def test_one_value_a_channel_is_refused(folder: Path) -> None:
+    told = small(folder, "steps=1", "batch=1", code=2).stderr
+    assert "BatchNorm cannot train on one value a channel" in told and told.count("\n") == 1
+
+
+def test_bounds_are_not_counted_as_plasticity(folder: Path) -> None:
+    """Bounds wipe out negative weights at once: that is no work of STDP's."""
+    told = small(folder, "schedule=GS", "stdp_weight=soft", "stdp_high=1", "stdp_lr=0", code=1).stdout
+    assert "check failed: STDP-inactive on conv1" in told
+    row = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[1])
+    assert row["updates"]["conv1"]["stdp"] == 0 and row["updates"]["conv1"]["projected"] > 0.1
+
+
+def test_a_schedule_that_never_comes_to_stdp_says_so(folder: Path) -> None:
+    assert "the first 2 epochs of GGM hold no STDP" in small(folder, "schedule=GGM").stdout
+
+
+def test_many_classes_are_drawn_in_bounded_time(folder: Path) -> None:
+    from eitrain import figures
+    from eitrain.fit import Score
+
+    matrix = np.random.default_rng(0).integers(0, 3, (200, 200))
+    figures.confusion(Score(matrix), tuple(map(str, range(200))), folder / "c.png", "200 classes")
+    assert 0 < (folder / "c.png").stat().st_size < 1_000_000
