@@ -42,6 +42,7 @@ campaign: setup
 bench: setup
 	$(BIN)/python benchmarks/step_floor.py
 	$(BIN)/python benchmarks/loihi_speed.py
+	$(BIN)/python benchmarks/resnet_step.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -208,6 +208,14 @@ def about() -> dict[str, Any]:
     return {**{n: version(n) for n in names}, "python": platform.python_version(), **machine}
 
 
+def write(head: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
+    """What was not measured this time stays in the file, if it came from the same versions and machine."""
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    kept = before.pop("result", {}) if before | head == before else {}
+    merged = {n: kept.get(n, {}) | results.get(n, {}) for n in SHAPES if n in kept or n in results}
+    RESULT.write_text(json.dumps({**head, "result": merged}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(SHAPES), action="append")
@@ -231,13 +239,8 @@ def main() -> None:
                 other = found["difference"].get(what, "")
                 print(f"{where:27s} {what:13s} {ms['median']:10.2f} ms {ratio:8.2f} x ours {other}", flush=True)
     if options.write:
-        setting = {
-            "rate": RATE,
-            "tau": [TAU_PRE, TAU_POST],
-            "rounds_at_most": options.rounds,
-            "wait": os.environ.get("OMP_WAIT_POLICY"),
-        }
-        RESULT.write_text(json.dumps({"setting": setting, **about(), "result": results}, indent=1) + "\n")
+        setting = {"rate": RATE, "tau": [TAU_PRE, TAU_POST], "wait": os.environ.get("OMP_WAIT_POLICY")}
+        write({"setting": setting, **about()}, results)
     if missed:
         raise SystemExit("\n".join(missed))
 

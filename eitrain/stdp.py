@@ -240,9 +240,12 @@ def _products(layer: nn.Module, x: Tensor, r: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return r.flatten(0, -2).T @ x.flatten(0, -2)
     module: Any = layer
+    stride = module.stride
+    if module.kernel_size == (1, 1) and module.padding == (0, 0):  # see `nets`: strided, it is not safe in oneDNN
+        x, stride = x[..., :: stride[0], :: stride[1]].contiguous(), (1, 1)
     pieces, total = math.ceil(r[:, 0].numel() / PIECE), x.new_zeros(module.weight.shape)
     for some, theirs in zip(x.chunk(pieces), r.chunk(pieces), strict=True):
         total += conv_grad.conv2d_weight(
-            some, total.shape, theirs, module.stride, module.padding, module.dilation, module.groups
+            some, total.shape, theirs, stride, module.padding, module.dilation, module.groups
         )
     return total
