@@ -159,8 +159,8 @@ def _units(network: Network, input_scale: float) -> dict[str, float]:
             raise GraphError(f"node {name!r} (Scale) has no integer kind; multiply it into the weights beside it")
         elif isinstance(step, MaxPool):
             raise GraphError(
-                f"node {name!r} ({_kind(network, name)}) takes maxima of currents, which has no integer kind; train "
-                "with averages there (einet-average), or pool spikes, by SumPool2d and Threshold"
+                f"node {name!r} ({_kind(network, name)}) has no integer kind; pool spikes, by SumPool2d and "
+                "Threshold, or train with averages of currents (einet-average)"
             )
         else:
             sent[name] = unit if isinstance(step, Flatten | Delay | Identity) else 1.0

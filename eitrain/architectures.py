@@ -16,7 +16,7 @@ from torch import nn
 from eiexport.ops import Ints
 from eitrain.cells import Cell
 from eitrain.errors import TrainError
-from eitrain.nets import INPUT, SpikingNet, output_shape
+from eitrain.nets import INPUT, PointConv2d, SpikingNet, output_shape
 
 TOKEN = re.compile(r"(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|(?P<units>\d+)")
 IF: dict[str, Any] = {"decay": 1.0, "threshold": 1.0, "compare": "ge", "surrogate": "sigmoid"}
@@ -45,7 +45,8 @@ class _Builder:
     def conv(self, maps: int, kernel: int = 3, stride: int = 1, padding: int | None = None, kind: str = "conv") -> str:
         """A convolution without bias, for a BatchNorm to follow; unless told otherwise it keeps the map."""
         pixels = kernel // 2 if padding is None else padding
-        module = nn.Conv2d(self.shape[0], maps, kernel, stride, pixels, bias=False)
+        kind_of = PointConv2d if kernel == 1 and stride > 1 else nn.Conv2d
+        module = kind_of(self.shape[0], maps, kernel, stride, pixels, bias=False)
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         return self.add(kind, module)
 

@@ -28,6 +28,17 @@ class Tape:
         self.inputs, self.outputs = dict.fromkeys(inputs, nothing), dict.fromkeys(outputs, nothing)
 
 
+class PointConv2d(nn.Conv2d):
+    """A strided convolution by one pixel, run as a plain one on the pixels that it sees.
+
+    The same sums; but on channels last and few channels, oneDNN's (torch 2.13) writes outside of its memory there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, right = self.stride
+        return nn.functional.conv2d(x[:, :, ::down, ::right].contiguous(), self.weight, self.bias)
+
+
 class SpikingNet(nn.Module):
     """Modules in topological order; edges into one module are summed; cells see time, all else is folded over it.
 
@@ -62,7 +73,7 @@ class SpikingNet(nn.Module):
             if isinstance(module, Cell):
                 y = module.over_time(y if len(y) == steps else y.expand(steps, *y.shape[1:]))
             else:
-                z = _applied(module, y.flatten(0, 1))
+                z = module(y.flatten(0, 1))
                 y = z.view(len(y), -1, *z.shape[1:])
             if record is not None and self._recorded(name, module):
                 record[name] = y
@@ -188,17 +199,6 @@ class SpikingNet(nn.Module):
             return connection_node(module, shape)
         # in float64: the proof compares the folded graph with the network as it was trained
         return connection_node(module, shape, *self.folded(name, torch.float64))
-
-
-def _applied(module: nn.Module, x: Tensor) -> Tensor:
-    """A strided convolution by one pixel as a plain one on the pixels that it sees.
-
-    The same sums; but on channels last and few channels, oneDNN's (torch 2.13) writes outside of its memory there.
-    """
-    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
-        down, right = module.stride
-        return nn.functional.conv2d(x[:, :, ::down, ::right].contiguous(), module.weight, module.bias)
-    return module(x)
 
 
 def affine(norm: nn.BatchNorm2d, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

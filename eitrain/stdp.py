@@ -7,7 +7,8 @@ Pre spike x at step s, post spike y at step t (both may be real or signed; the f
 
 over all pairs, samples and output positions; pre and post are the decays of the two traces, W is constant meanwhile.
 That is the trace rule p <- pre p + x, q <- post q + y, dW = f_post y p - f_pre q x summed over time, with the sums
-exchanged: each pre spike meets the *future* trace of y minus its past trace, so all steps together cost one weight
+exchanged: each pre spike meets the *future* trace of y minus its past trace (or each post spike the past of x minus
+its future, whichever side is smaller), so all steps together cost one weight
 gradient of the layer (two where f_post and f_pre differ, or for nearest pairs) instead of two products a step and tap.
 """
 

@@ -319,7 +319,7 @@ REFUSED: dict[str, tuple[nir.NIRGraph, str]] = {
     ),
     "maximum of currents": (
         chain(MAP, conv(2, 2), EIMaxPool2d(**POOL), neuron((2, 2, 2))),
-        "'n1' .EIMaxPool2d. takes maxima of currents, which has no integer kind",
+        "'n1' .EIMaxPool2d. has no integer kind",
     ),
     "shared connection": (
         connected(
