@@ -114,7 +114,7 @@ def _plain(step: Step) -> LeakyFire:
 def _neuron(step: LeakyFire, shape: Ints, clock: Clock, dtype: str) -> tuple[nir.IF | nir.LIF, bool]:
     """IF or LIF, and whether it means the same in every dtype."""
     ge = step.compare == "ge"
-    fire = {"v_threshold": _below(step.threshold, dtype) if ge else step.threshold}
+    fire = {"v_threshold": next_below(step.threshold, dtype) if ge else step.threshold}
     fire["v_reset"] = np.zeros(()) if step.v_reset is None else step.v_reset
     gain = np.ones(()) if step.gain is None else step.gain
     leaks = step.decay < 1
@@ -137,7 +137,7 @@ def _neuron(step: LeakyFire, shape: Ints, clock: Clock, dtype: str) -> tuple[nir
     return stock(values, shape), exact and not ge
 
 
-def _below(threshold: np.ndarray, dtype: str) -> np.ndarray:
+def next_below(threshold: np.ndarray, dtype: str) -> np.ndarray:
     """The number of `dtype` next below the threshold: v > it is v >= threshold for every v of that dtype."""
     with np.errstate(over="ignore"):
         held = threshold.astype(dtype)

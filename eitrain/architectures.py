@@ -16,7 +16,8 @@ from torch import nn
 from eiexport.ops import Ints
 from eitrain.cells import Cell
 from eitrain.errors import TrainError
-from eitrain.nets import INPUT, PointConv2d, SpikingNet, output_shape
+from eitrain.nets import INPUT, SpikingNet, output_shape
+from eitrain.point import PointConv2d
 
 TOKEN = re.compile(r"(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|(?P<units>\d+)")
 IF: dict[str, Any] = {"decay": 1.0, "threshold": 1.0, "compare": "ge", "surrogate": "sigmoid"}

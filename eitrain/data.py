@@ -11,22 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from eitrain import events, images
-from eitrain.augment import AUGMENTATIONS, CIFAR10_MEAN, CIFAR10_STD, normalise
 from eitrain.download import data_folder
 from eitrain.errors import TrainError
-from eitrain.samples import Dataset, Floats, Ints, Split
+from eitrain.samples import Dataset, Ints, Split
 
-__all__ = [
-    "CIFAR10_MEAN",
-    "CIFAR10_STD",
-    "DATASETS",
-    "Dataset",
-    "Split",
-    "augment_cifar",
-    "load",
-    "normalise",
-    "split_validation",
-]
+__all__ = ["DATASETS", "Dataset", "Split", "load", "split_validation"]
 
 DATASETS = ("digits", "mnist", "fashion", "cifar10", "cifar100", "tinyimagenet", "nmnist", "dvsgesture")
 SPLITS = ("number", "time")
@@ -120,8 +109,3 @@ def split_validation(labels: Ints, fraction: float, seed: int) -> tuple[Ints, In
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[rng.permutation(members)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def augment_cifar(x: Floats, rng: np.random.Generator) -> Floats:
-    """CIFAR-10's augmentation for BackEISNN: AUGMENTATIONS["backei", "cifar10"]."""
-    return AUGMENTATIONS["backei", "cifar10"](x, rng)

@@ -63,9 +63,10 @@ def prepare(recipe: Recipe, x: np.ndarray, generator: np.random.Generator, train
     """
     if x.ndim == 5:
         return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
-    if (augmentation := recipe.augmentation) is not None:
-        x = augmentation(x, generator) if recipe.augment and training else x
-        x = augmentation.normalise(x) if recipe.normalise else x
+    if recipe.augment and training:
+        x = recipe.augmentation(x, generator)
+    if recipe.normalise:
+        x = recipe.augmentation.normalise(x)
     if recipe.encoder == "rate":
         return torch.from_numpy((x > generator.random((recipe.steps, *x.shape), np.float32)).astype(np.float32))
     if recipe.encoder == "latency":

@@ -167,12 +167,12 @@ class Learner:
         drive = self.stdp.drive(layer, tape.inputs[name], post, reward)
         how = "mean" if self.stdp.mean else "sum"
         drive = Drive(*(None if d is None else self.reduce(d, how) for d in drive))  # type: ignore[arg-type]
-        before, increment = layer.weight.abs().sum(), self.stdp.increment(layer.weight, drive)
+        before, update = layer.weight.abs().sum(), self.updates[name]
+        asked = self.stdp.increment(layer.weight, drive) if self.stdp.projects else None
         change = self.stdp.apply(layer.weight, drive)
-        update = self.updates[name]
-        if self.stdp.projects:
-            update.projected += change - increment
-        update.stdp += increment if self.stdp.projects else change
+        if asked is not None:
+            update.projected += change - asked
+        update.stdp += change if asked is None else asked
         update.drive = max(update.drive, self.stdp.limit(drive))
         size = float(change.abs().sum())
         update.changed += size

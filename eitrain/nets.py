@@ -28,17 +28,6 @@ class Tape:
         self.inputs, self.outputs = dict.fromkeys(inputs, nothing), dict.fromkeys(outputs, nothing)
 
 
-class PointConv2d(nn.Conv2d):
-    """A strided convolution by one pixel, run as a plain one on the pixels that it sees.
-
-    The same sums; but on channels last and few channels, oneDNN's (torch 2.13) writes outside of its memory there.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        down, right = self.stride
-        return nn.functional.conv2d(x[:, :, ::down, ::right].contiguous(), self.weight, self.bias)
-
-
 class SpikingNet(nn.Module):
     """Modules in topological order; edges into one module are summed; cells see time, all else is folded over it.
 

@@ -12,7 +12,7 @@ from eiexport.ops import Ints
 from eiexport.plans import BITS
 from eitrain import schedule as schedules
 from eitrain.architectures import DEEP, backeisnn, deep, spiking_cnn
-from eitrain.augment import AUGMENTATIONS, Augmentation
+from eitrain.augment import AUGMENTATIONS, Augmentation, augmentation
 from eitrain.errors import TrainError
 from eitrain.nets import SpikingNet
 from eitrain.schedule import Schedule
@@ -72,21 +72,21 @@ class Recipe:
     resume_from_best: bool = False
     labels: int = 0
     stdp_layers: str = "conv"
-    stdp_lr: float = 1e-2
-    stdp_tau_pre: float = 2.0
-    stdp_tau_post: float = 100.0
-    stdp_decay: str = "linear"
-    stdp_same_step: str = "include"
-    stdp_pairs: str = "all"
-    stdp_weight: str = "clamp"
-    stdp_a_plus: float = 1.0
-    stdp_a_minus: float = 1.0
-    stdp_mean: bool = True
+    stdp_lr: float = STDP.lr
+    stdp_tau_pre: float = STDP.tau_pre
+    stdp_tau_post: float = STDP.tau_post
+    stdp_decay: str = STDP.decay
+    stdp_same_step: str = STDP.same_step
+    stdp_pairs: str = STDP.pairs
+    stdp_weight: str = STDP.weight
+    stdp_a_plus: float = STDP.a_plus
+    stdp_a_minus: float = STDP.a_minus
+    stdp_mean: bool = STDP.mean
     stdp_low: float = 0.0
     stdp_high: float = 0.0
-    stdp_keep_norm: bool = False
-    stdp_reward: bool = False
-    stdp_winners: int = 0
+    stdp_keep_norm: bool = STDP.keep_norm
+    stdp_reward: bool = STDP.reward
+    stdp_winners: int = STDP.winners
 
     @property
     def gates(self) -> str:
@@ -106,9 +106,9 @@ class Recipe:
         return self.lr_drop ** (epoch // self.lr_every)
 
     @property
-    def augmentation(self) -> Augmentation | None:
+    def augmentation(self) -> Augmentation:
         """What the system's recipes do with this data's training images, and how they normalise."""
-        return AUGMENTATIONS.get((self.augmentation_style, self.data))
+        return augmentation(self.augmentation_style, self.data)
 
     @property
     def augmentation_style(self) -> str:
@@ -315,7 +315,7 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"--quantize {recipe.quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
     if recipe.seed >= 2**31:
         raise TrainError(f"seed = {recipe.seed}: must be below 2**31")
-    if (recipe.augment or recipe.normalise) and recipe.augmentation is None:
+    if (recipe.augment or recipe.normalise) and recipe.augmentation == Augmentation():
         known = ", ".join(d for style, d in AUGMENTATIONS if style == recipe.augmentation_style)
         raise TrainError(f"augment and normalise, in recipes of {recipe.system}, know {known}, not {recipe.data}")
     if not 0 <= recipe.dropout < 1:
@@ -327,7 +327,9 @@ def verify(recipe: Recipe) -> Recipe:
     mine, others = (CHAIN, DEEPER) if recipe.system == "backei" else (DEEPER, CHAIN)
     for key in others:
         if getattr(recipe, key) != getattr(Recipe, key):
-            raise TrainError(f"{key} = {getattr(recipe, key)}: recipes of {recipe.system} do not have it, but {mine}")
+            raise TrainError(
+                f"{key} = {getattr(recipe, key)}: recipes of {recipe.system} do not have it, but {', '.join(mine)}"
+            )
     if recipe.system == "backei" and recipe.architecture in DEEP:
         raise TrainError(f"architecture {recipe.architecture!r} has no gates: take a recipe of eicil or biril")
     phases = recipe.phases  # refuses what is no schedule

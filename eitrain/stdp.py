@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import grad as conv_grad
 
 from eitrain.errors import TrainError
+from eitrain.point import PointConv2d
 
 DECAYS = ("linear", "exponential")
 SAME_STEP = ("include", "exclude")
@@ -130,10 +131,15 @@ class STDP:
     def pair(self, w: float, dt: int) -> float:
         """dW of one pre and one post spike, dt = t_post - t_pre steps, at weight w; what all else is a sum of."""
         up, down = (float(f) for f in self.functions(torch.tensor(w, dtype=torch.float64)))
+        future, past = (float(f) for f in self.window(torch.tensor(float(dt), dtype=torch.float64)))
+        return up * self.a_plus * future - down * self.a_minus * past
+
+    def window(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """What a pair dt = t_post - t_pre steps apart counts in the two sums: pre^dt after, post^-dt before."""
         pre, post = self.decays
-        together = dt == 0 and self.same_step == "include"
-        gain = up * self.a_plus * pre**dt if dt > 0 or together else 0.0
-        return gain - (down * self.a_minus * post**-dt if dt < 0 or together else 0.0)
+        first = 1 if self.same_step == "exclude" else 0
+        future = torch.where(dt >= first, pre ** dt.clamp_min(0), 0.0)
+        return future, torch.where(-dt >= first, post ** (-dt).clamp_min(0), 0.0)
 
     def compete(self, y: Tensor, potential: Tensor) -> Tensor:
         """Post spikes of the winners alone; y (T, B, maps, ...), potential (T or 1, B, maps, ...).
@@ -158,23 +164,14 @@ class STDP:
         if self.pairs == "nearest":
             up, down = self._nearest(layer, x, y)
         else:
-            future, past = self._windows(y)
+            steps = torch.arange(len(y), dtype=torch.float64)
+            future, past = (w.to(y) for w in self.window(steps[:, None] - steps))  # [t, s]: post at t, pre at s
             if self.symmetric:
                 both = self.a_plus * scale * future - self.a_minus * scale * past
                 return Drive(_pairs(layer, x, y, both), None)
             up, down = _pairs(layer, x, y, future), _pairs(layer, x, y, past)
         up, down = up * (self.a_plus * scale), down * (self.a_minus * scale)
         return Drive(up - down, None) if self.symmetric else Drive(up, down)
-
-    def _windows(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, T) each, [t, s]: what a post spike at t and a pre spike at s count in the two sums, of y's kind."""
-        pre, post = self.decays
-        steps = torch.arange(len(y), dtype=torch.float64)
-        ahead = steps[:, None] - steps
-        first = 1 if self.same_step == "exclude" else 0
-        future = torch.where(ahead >= first, pre ** ahead.clamp_min(0), 0.0)
-        past = torch.where(-ahead >= first, post ** (-ahead).clamp_min(0), 0.0)
-        return future.to(y), past.to(y)
 
     def _nearest(self, layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Traces that spikes set instead of adding to: no exchange of sums, so two products."""
@@ -242,8 +239,8 @@ def _products(layer: nn.Module, x: Tensor, r: Tensor) -> Tensor:
         return r.flatten(0, -2).T @ x.flatten(0, -2)
     module: Any = layer
     stride = module.stride
-    if module.kernel_size == (1, 1) and module.padding == (0, 0):  # see `nets`: strided, it is not safe in oneDNN
-        x, stride = x[..., :: stride[0], :: stride[1]].contiguous(), (1, 1)
+    if isinstance(layer, PointConv2d):
+        x, stride = layer.seen(x), (1, 1)
     pieces, total = math.ceil(r[:, 0].numel() / PIECE), x.new_zeros(module.weight.shape)
     for some, theirs in zip(x.chunk(pieces), r.chunk(pieces), strict=True):
         total += conv_grad.conv2d_weight(

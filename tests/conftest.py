@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,17 @@ def cases_dir() -> Path:
 def data_dir() -> Path:
     """Data sets."""
     return _folder("EITRAIN_DATA", "data sets")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder; data comes from the module's own fixture `tiny`.
+
+    Made-up files cannot have the published checksums, so those alone are not looked at.
+    """
+    from eitrain import data
+
+    monkeypatch.setattr(data, "load", functools.partial(data.load, verify=False))
+    monkeypatch.setenv("EITRAIN_DATA", str(tiny))
+    yield tmp_path
+    shutil.rmtree(tmp_path)  # a CIFAR-10 run holds 300 MB

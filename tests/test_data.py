@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from eitrain import data, download
+from eitrain import augment, data, download
 from eitrain.data import load, split_validation
 from eitrain.errors import TrainError
 
@@ -469,4 +469,4 @@ def test_real_cifar_jpeg() -> None:
     assert (len(dataset.train), len(dataset.test)) == (50000, 10000)
     assert np.bincount(dataset.train.labels).tolist() == [5000] * 10
     x = dataset.train.batch(np.arange(0, 50000, 50))
-    assert np.allclose(x.mean(axis=(0, 2, 3)), data.CIFAR10_MEAN, atol=0.02)
+    assert np.allclose(x.mean(axis=(0, 2, 3)), augment.CIFAR10_MEAN, atol=0.02)

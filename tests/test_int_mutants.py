@@ -6,20 +6,16 @@ process of its own, forked before any module of the project is loaded.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
 from test_mutants import AGREES, CAUGHT
-from test_mutants_proof import forked
+from test_mutants_proof import alone, forked, outcomes
 
 OPS, NEURONS, INTEGERS, LOOP = "eiexport.ops", "eiexport.neurons", "eiexport.integers", "targets.loop"
 DECAY_U = "ops.shift_zero(ops.mul(state[1], self.keep_u), UNITY)"
@@ -167,32 +163,20 @@ def conformance(known: Path) -> Iterator[tuple[str, bool]]:
     known.write_bytes(pickle.dumps(wanted))
 
 
-@cache
-def outcomes() -> dict[str, tuple[int, str]]:
-    root = Path(__file__).resolve().parent.parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
 def test_unchanged_source_agrees() -> None:
-    code, said = outcomes()[""]
+    code, said = outcomes(__file__)[""]
     assert code == AGREES, said
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name: str) -> None:
-    code, said = outcomes()[name]
+    code, said = outcomes(__file__)[name]
     assert code != AGREES, "the mutant survives: no case tells it from the original"
     assert code == CAUGHT, said
 
 
 if __name__ == "__main__":
-    for heavy in ("argparse", "h5py", "nir", "numpy.random"):
-        importlib.import_module(heavy)
-    if any(m.partition(".")[0] in ("eiexport", "targets") for m in sys.modules):
-        raise SystemExit("a module of the project is loaded already: mutants of it would not be seen")
+    alone("argparse", "h5py", "nir", "numpy.random")
     with tempfile.TemporaryDirectory() as folder:
         script = partial(conformance, Path(folder) / "oracle.pickle")  # the unchanged source comes first and writes it
         print(json.dumps({name: forked(script, changes) for name, changes in {"": (), **MUTANTS}.items()}))

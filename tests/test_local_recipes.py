@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from typer.testing import CliRunner
 
 import eiexport.cli
 import eitrain.cli
-from eitrain import data
 
 # each network once, each data set once; the other recipes differ in their schedule alone
 FULL = {
@@ -45,14 +42,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gestures |= {f"user0{i}_led.aedat": events for i in (0, 1)} | {f"user0{i}_led_labels.csv": rows for i in (0, 1)}
     write(root / "DvsGesture", gestures)
     return root
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder. Made-up files cannot have the published checksums, so those alone are not looked at."""
-    monkeypatch.setattr(data, "load", functools.partial(data.load, verify=False))
-    monkeypatch.setenv("EITRAIN_DATA", str(tiny))
-    yield tmp_path
 
 
 def run_fit(*arguments: object) -> Any:

@@ -196,23 +196,24 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 @cache
-def outcomes(script: str) -> dict[str, tuple[int, str]]:
+def outcomes(file: str, *arguments: str) -> dict[str, tuple[int, str]]:
+    """What a file of mutants says as a script, in a process that has not loaded the project: name -> `forked`."""
     root = Path(__file__).resolve().parent.parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, __file__, script], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, file, *arguments], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("script", MUTANTS)
 def test_unchanged_source_agrees(script: str) -> None:
-    code, said = outcomes(script)[""]
+    code, said = outcomes(__file__, script)[""]
     assert code == AGREES, said
 
 
 @pytest.mark.parametrize("script, name", [(s, n) for s, mutants in MUTANTS.items() for n in mutants])
 def test_mutant_is_caught(script: str, name: str) -> None:
-    code, said = outcomes(script)[name]
+    code, said = outcomes(__file__, script)[name]
     assert code != AGREES, "the mutant survives: nothing tells it from the original"
     assert code == CAUGHT, said
 
@@ -252,10 +253,15 @@ def forked(script: Callable[[], claims.Claims], changes: tuple[str, ...]) -> tup
     os._exit(code)
 
 
-if __name__ == "__main__":
-    for heavy in ("h5py", "matplotlib.pyplot", "nir", "torch"):
-        importlib.import_module(heavy)
-    if any(m.partition(".")[0] in ("eiexport", "targets") for m in sys.modules):
+def alone(*heavy: str) -> None:
+    """Load what every process of a script shares, and make sure that nothing of the project is among it."""
+    for name in heavy:
+        importlib.import_module(name)
+    if any(m.partition(".")[0] in ("eiexport", "targets", "eitrain") for m in sys.modules):
         raise SystemExit("a module of the project is loaded already: mutants of it would not be seen")
+
+
+if __name__ == "__main__":
+    alone("h5py", "matplotlib.pyplot", "nir", "torch")
     mutants = {"": (), **MUTANTS[sys.argv[1]]}
     print(json.dumps({name: forked(getattr(claims, sys.argv[1]), changes) for name, changes in mutants.items()}))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from typer.testing import CliRunner
 
 import eiexport.cli
 import eitrain.cli
-from eitrain import data, download, recipes
+from eitrain import download, recipes
 from eitrain.errors import TrainError
 from eitrain.recipes import RECIPES, Recipe, adjust, find
 
@@ -55,15 +52,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root / "cifar-10-batches-bin")
     write_nmnist(root / "NMNIST")
     return root
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder. Made-up files cannot have the published checksums, so those alone are not looked at."""
-    monkeypatch.setattr(data, "load", functools.partial(data.load, verify=False))
-    monkeypatch.setenv("EITRAIN_DATA", str(tiny))
-    yield tmp_path
-    shutil.rmtree(tmp_path)  # a CIFAR-10 run holds 300 MB
 
 
 def invoke(app: Any, *arguments: object, code: int = 0) -> Any:

@@ -9,17 +9,13 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 from test_mutants import AGREES, CAUGHT
-from test_mutants_proof import forked
+from test_mutants_proof import alone, forked, outcomes
 
 STDP, SCHEDULE, LEARNING = (f"eitrain.{m}" for m in ("stdp", "schedule", "learning"))
 S1, LINEAR = "test_stdp.py::test_s1_and_s2", "test_stdp.py::test_linear_is_the_sum_of_its_pairs"
@@ -198,32 +194,20 @@ def named(tests: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
         yield name, True
 
 
-@cache
-def outcomes() -> dict[str, tuple[int, str]]:
-    root = Path(__file__).resolve().parent.parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
 def test_unchanged_source_agrees() -> None:
-    code, said = outcomes()[""]
+    code, said = outcomes(__file__)[""]
     assert code == AGREES, said
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name: str) -> None:
-    code, said = outcomes()[name]
+    code, said = outcomes(__file__)[name]
     assert code != AGREES, f"the mutant survives {MUTANTS[name][0]}"
     assert code == CAUGHT, said
 
 
 if __name__ == "__main__":
-    for heavy in ("h5py", "hypothesis", "nir", "norse.torch", "torch"):
-        importlib.import_module(heavy)
-    if any(m.partition(".")[0] in ("eiexport", "targets", "eitrain") for m in sys.modules):
-        raise SystemExit("a module of the project is loaded already: mutants of it would not be seen")
+    alone("h5py", "hypothesis", "nir", "norse.torch", "torch")
     every = tuple(dict.fromkeys(m[0] for m in MUTANTS.values()))
     found = {"": forked(partial(named, every), ())}
     found |= {name: forked(partial(named, (test,)), changes) for name, (test, *changes) in MUTANTS.items()}

@@ -19,6 +19,7 @@ from eiexport.graph import Network
 from eiexport.integers import IntConvStep, IntDenseStep
 from eiexport.neurons import Delay, GatedFire, LeakyFire, SynapseFire, Threshold
 from eiexport.ops import Ints, Window
+from eiexport.standard import next_below
 from eiexport.steps import Neuron, Step
 from targets.lava import fixed
 from targets.lava.plan import CUSTOM, OPS, STOCK, Plan, hop, message_bits
@@ -185,7 +186,7 @@ class Build:
         dv = 1.0 if isinstance(step, Threshold) else 1 - float(step.decay)
         vth = float(step.threshold)
         if getattr(step, "compare", "gt") == "ge":  # of Lava's float64, none lies between: v > vth is v >= threshold
-            vth = math.nextafter(vth, -math.inf)
+            vth = float(next_below(step.threshold, "float64"))
         return {"du": du, "dv": dv, "vth": vth, "bias_mant": bias}
 
 
