@@ -82,6 +82,39 @@ class BoundedOps:
         terms = None if a.m is None and b.m is None else magnitude
         return self._sum(a.x * b.x, e, magnitude, 1, _both(a.k, b.k), terms)
 
+    def div(self, a: Any, b: Any) -> Bounded:
+        """|a/b - a'/b'| <= (|a/b| e_b + e_a) / (|b| - e_b); by a power of two nothing is rounded."""
+        a, b = self._lift(a), self._lift(b)
+        endless = np.isinf(b.x)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y, room = np.where(endless, 0.0, a.x / b.x), np.abs(b.x) - b.e
+            e = np.where(endless, 0.0, (np.abs(y) * b.e + a.e) / room)
+            magnitude = np.where(endless, 0.0, a.rough / np.abs(b.x))
+        e = np.where((room > 0) | endless, e, np.inf)
+        inexact = (np.abs(np.frexp(b.x)[0]) != 0.5) | (np.broadcast_to(b.e, e.shape) > 0)
+        return Bounded(y, np.where(inexact & ~endless, e + self.u * (magnitude + e), e), None)
+
+    def relu(self, x: Bounded) -> Bounded:
+        return Bounded(np.maximum(x.x, 0), x.e, x.k, x.m)
+
+    def least(self, x: Bounded) -> Bounded:
+        """The smallest of some values is off by no more than the one that is off most."""
+        y = self.np.least(x.x)
+        e = np.broadcast_to(x.e, x.shape).max(axis=tuple(range(1, x.x.ndim)), keepdims=True)
+        return Bounded(y, np.where(np.isinf(y), 0.0, e), None)
+
+    def fill(self, x: Bounded, y: Any) -> Bounded:
+        """Where it is not known whether x is 0, nothing is known."""
+        y = self._lift(y)
+        unsure = (np.abs(x.x) <= x.e) & (x.e > 0)
+        e = np.where(x.x == 0, np.broadcast_to(y.e, x.shape), x.e)
+        return Bounded(self.np.fill(x.x, y.x), np.where(unsure, np.inf, e), None)
+
+    def octave(self, x: Bounded, low: float) -> Bounded:
+        # the factor `low` is rounded by the engine, and so is the quotient
+        least = float(np.finfo(np.float64).tiny)
+        return self._rising(lambda a: self.np.octave(np.maximum(a, least), low), x, x.e + 4 * self.u * np.abs(x.x))
+
     def gate(self, x: Bounded) -> Bounded:
         y = self.np.gate(x.x)
         # slope at most 1/4; exp and the division are good to a few units in the last place
@@ -127,13 +160,21 @@ class BoundedOps:
     def stop_gradient(self, x: Bounded) -> Bounded:
         return x
 
-    # of whole numbers: without an error they are exact, with one the result is off by as much, and one for rounding
+    def scale_gradient(self, x: Bounded, factor: float) -> Bounded:
+        return x
+
+    # of whole numbers: without an error they are exact, with one the result lies between those of the ends
 
     def shift_floor(self, x: Bounded, bits: int) -> Bounded:
-        return self._whole(self.np.shift_floor(x.x, bits), np.ldexp(x.e, -bits), x)
+        return self._rising(lambda a: self.np.shift_floor(a, bits), x, x.e)
 
     def shift_zero(self, x: Bounded, bits: int) -> Bounded:
-        return self._whole(self.np.shift_zero(x.x, bits), np.ldexp(x.e, -bits), x)
+        return self._rising(lambda a: self.np.shift_zero(a, bits), x, x.e)
+
+    def quotient(self, a: Bounded, b: Bounded) -> Bounded:
+        y = self.div(a, b)
+        exact = (np.broadcast_to(a.e, y.shape) == 0) & (np.broadcast_to(b.e, y.shape) == 0)
+        return self._rising(np.floor, y._replace(x=self.np.quotient(a.x, b.x)), np.where(exact, 0.0, y.e))
 
     def wrap(self, x: Bounded, bits: int) -> Bounded:
         return self._whole(self.np.wrap(x.x, bits), np.where(x.e > 0, 2.0**bits, 0.0), x)
@@ -145,8 +186,19 @@ class BoundedOps:
         return self._whole(self.np.saturate(x.x, lo, hi), x.e, x)
 
     def table(self, index: Bounded, values: Bounded) -> Bounded:
-        spread = float(np.ptp(values.x))
-        return self._whole(self.np.table(index.x, values.x), np.where(index.e > 0, spread, 0.0), index)
+        y, top = self.np.table(index.x, values.x), len(values.x) - 1
+        if (steps := np.diff(values.x)).size and not ((steps >= 0).all() or (steps <= 0).all()):
+            return Bounded(y, np.where(index.e > 0, float(np.ptp(values.x)), 0.0), None)
+        ends = (self.np.table(np.clip(np.rint(index.x + s * index.e), 0, top), values.x) for s in (-1, 1))
+        e = np.maximum(*(np.abs(end - y) for end in ends))
+        return Bounded(y, e + float(np.max(values.e, initial=0.0)), grid(values.x))
+
+    def _rising(self, f: Any, x: Bounded, e: np.ndarray) -> Bounded:
+        """A function that never falls, of x off by up to e."""
+        y = f(x.x)
+        with np.errstate(invalid="ignore"):
+            off = np.maximum(f(x.x + e) - y, y - f(x.x - e))
+        return Bounded(y, np.where(np.isnan(off), np.where(np.isinf(y), 0.0, np.inf), off), grid(y))
 
     def _whole(self, y: np.ndarray, e: np.ndarray, x: Bounded) -> Bounded:
         return Bounded(y, np.where(x.e > 0, e + 1, 0.0), 0)

@@ -16,7 +16,6 @@ from eiexport import nodes
 from eiexport.alphabet import REAL, Alphabet
 from eiexport.errors import GraphError
 from eiexport.files import writing
-from eiexport.integers import EXTENSIONS
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step
 
@@ -60,7 +59,7 @@ class Network:
     @property
     def integer(self) -> bool:
         """True where integer nodes compute: then every value is a whole number, and engines must agree bit for bit."""
-        return any(type(node).__name__ in EXTENSIONS for node in self.graph.nodes.values())
+        return any(type(node).__name__ in nodes.INTEGERS for node in self.graph.nodes.values())
 
     def input_shape(self, name: str) -> Ints:
         """Neuron shape that enters a node."""

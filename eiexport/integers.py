@@ -333,21 +333,20 @@ class IntGatedLIF(nir.ir.NIRNode):
         own = ("table", "feedback_shift", "balance_shift", "balance_bits", "accumulator_bits", "schema", "metadata")
         d: dict[str, Any] = {"type": type(self).__name__, **{k: getattr(self, k) for k in own}}
         for name in ("neuron", "feedback", "balance"):
-            part = getattr(self, name)
-            if part is not None:
-                d[name] = part.to_dict()
+            if (held := getattr(self, name)) is not None:
+                d[name] = held.to_dict()
         return _plain(d)
 
     @classmethod
     def from_dict(cls, kwargs: dict[str, Any]) -> IntGatedLIF:
-        parts = {k: _part(kwargs[k]) for k in ("neuron", "feedback", "balance") if k in kwargs}
+        parts = {k: part(kwargs[k]) for k in ("neuron", "feedback", "balance") if k in kwargs}
         return cls(**parts, **{k: v for k, v in kwargs.items() if k not in parts and k != "type"})
 
 
 EXTENSIONS: dict[str, type[nir.ir.NIRNode]] = {c.__name__: c for c in (IntCubaLIF, IntDense, IntConv, IntGatedLIF)}
 
 
-def _part(d: dict[str, Any]) -> nir.ir.NIRNode:
+def part(d: dict[str, Any]) -> nir.ir.NIRNode:
     kind = text(d.get("type"))
     if kind not in EXTENSIONS:
         raise GraphError(f"holds a {kind!r}; a part is one of {', '.join(EXTENSIONS)}")

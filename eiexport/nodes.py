@@ -9,7 +9,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from eiexport import connections, integers, neurons
+from eiexport import circuits, connections, integers, neurons
 from eiexport.errors import GraphError
 from eiexport.ops import Ints
 from eiexport.steps import Clock, Step, parameter, text, uniform
@@ -108,7 +108,8 @@ class EIMaxPool2d(nir.ir.NIRNode):
 
 
 EXTENSIONS: dict[str, type[nir.ir.NIRNode]] = {c.__name__: c for c in (EIDiscreteLIF, EIGatedLIF, EIMaxPool2d)}
-EXTENSIONS |= integers.EXTENSIONS
+INTEGERS = integers.EXTENSIONS | circuits.INTEGERS  # kinds that compute in whole numbers
+EXTENSIONS |= circuits.EXTENSIONS | INTEGERS
 
 
 def _without_none(d: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +177,7 @@ PREPARE: dict[str, Callable[[Any, Clock], Step]] = {
     "EIGatedLIF": _gated,
     "EIMaxPool2d": connections.max_pool,
     **integers.PREPARE,
+    **circuits.PREPARE,
 }
 
 

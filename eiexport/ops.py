@@ -42,8 +42,23 @@ class Ops(Protocol):
     def add(self, a: Array, b: Array) -> Array: ...
     def sub(self, a: Array, b: Array) -> Array: ...
     def mul(self, a: Array, b: Array) -> Array: ...
+    def div(self, a: Array, b: Array) -> Array:
+        """a / b; b is never 0, and a / inf is 0."""
+
     def gate(self, x: Array) -> Array:
         """Logistic sigmoid 1 / (1 + exp(-x))."""
+
+    def relu(self, x: Array) -> Array:
+        """x where it is above 0, else 0."""
+
+    def least(self, x: Array) -> Array:
+        """The smallest value other than 0 of each row of x >= 0, (N, 1, ...); infinite where a row holds zeros only."""
+
+    def fill(self, x: Array, y: Array) -> Array:
+        """y where x is exactly 0, else x."""
+
+    def octave(self, x: Array, low: float) -> Array:
+        """For finite x > 0 the power of two p with low * p <= x < 2 * low * p."""
 
     def fire(self, v: Array, threshold: Array, compare: str) -> Array:
         """1 where `v > threshold` (compare "gt") or `v >= threshold` ("ge"), else +0."""
@@ -69,6 +84,9 @@ class Ops(Protocol):
     def stop_gradient(self, x: Array) -> Array:
         """Identity; cuts the gradient where there is one."""
 
+    def scale_gradient(self, x: Array, factor: float) -> Array:
+        """Identity; multiplies the gradient where there is one."""
+
     # Whole numbers are held in the engine's float arrays: exact below 2^53 in float64.
 
     def shift_floor(self, x: Array, bits: int) -> Array:
@@ -88,6 +106,9 @@ class Ops(Protocol):
 
     def table(self, index: Array, values: Array) -> Array:
         """values[index], for whole numbers 0 <= index < len(values)."""
+
+    def quotient(self, a: Array, b: Array) -> Array:
+        """a / b rounded down, for whole numbers with |a| + b below 2^52 and b >= 1."""
 
 
 class NumpyOps:
@@ -113,10 +134,26 @@ class NumpyOps:
     def mul(self, a: Array, b: Array) -> Array:
         return a * b
 
+    def div(self, a: Array, b: Array) -> Array:
+        return a / b
+
     def gate(self, x: Array) -> Array:
         # exp of a non-positive number only: never overflows
         e = np.exp(-np.abs(x))
         return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(self.dtype, copy=False)
+
+    def relu(self, x: Array) -> Array:
+        return np.maximum(x, 0)
+
+    def least(self, x: Array) -> Array:
+        return np.where(x == 0, np.inf, x).min(axis=tuple(range(1, x.ndim)), keepdims=True)
+
+    def fill(self, x: Array, y: Array) -> Array:
+        return np.where(x == 0, y, x)
+
+    def octave(self, x: Array, low: float) -> Array:
+        fraction, exponent = np.frexp(x / low)  # fraction in [1/2, 1)
+        return np.ldexp(np.ones_like(fraction), exponent - 1)
 
     def fire(self, v: Array, threshold: Array, compare: str) -> Array:
         return (v >= threshold if compare == "ge" else v > threshold).astype(self.dtype)
@@ -158,6 +195,9 @@ class NumpyOps:
     def stop_gradient(self, x: Array) -> Array:
         return x
 
+    def scale_gradient(self, x: Array, factor: float) -> Array:
+        return x
+
     def shift_floor(self, x: Array, bits: int) -> Array:
         return np.floor(np.ldexp(x, -bits)) if bits > 0 else np.ldexp(x, -bits)
 
@@ -177,6 +217,10 @@ class NumpyOps:
 
     def table(self, index: Array, values: Array) -> Array:
         return values[index.astype(np.int64)]
+
+    def quotient(self, a: Array, b: Array) -> Array:
+        # floor(fl(a / b)) is exact: a quotient below a whole number n is at least 1 / b below it, more than fl moves it
+        return np.floor(a / b)
 
 
 def _windows(x: np.ndarray, kernel: Sequence[int], window: Window, fill: float = 0.0) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
@@ -13,38 +15,53 @@ from eiexport import graph as graphs
 from eiexport.connections import MaxPool
 from eiexport.errors import GraphError
 from eiexport.graph import ANY, Network
-from eiexport.neurons import GatedFire, LeakyFire
-from eiexport.nodes import EXTENSIONS, prepare
-from eiexport.ops import Ints
-from eiexport.steps import Clock, Step
+from eiexport.neurons import GatedFire, Leaky, LeakyFire
+from eiexport.nodes import EXTENSIONS, EIMaxPool2d, prepare
+from eiexport.ops import Array, Ints, Ops
+from eiexport.passes import insert_delays
+from eiexport.steps import Clock, Neuron, State, Step, uniform
 
 DTYPES = ("float32", "float64")
+EXPLICIT, IMPLICIT = RECURRENCES = ("explicit", "implicit")
 NEAR = sorted(range(-4, 5), key=abs)  # neighbouring floats that are tried of a parameter, the nearest first
-LOWERED = "EIDiscreteLIF with one threshold and reset 'zero', and EIMaxPool2d on spikes of 0 and 1"
+LOWERED = "EIDiscreteLIF with one threshold and reset 'zero' or 'subtract', and EIMaxPool2d on spikes of 0 and 1"
 
 Values = dict[str, np.ndarray]
+Kinds = tuple[Callable[..., nir.ir.NIRNode], Callable[..., nir.ir.NIRNode]]  # for decay 1, and for decays below
+Edges = list[tuple[str, str]]
 
 
 def to_standard_nir(
-    graph: nir.NIRGraph, dtype: str = "float32", dt: float | None = None, integrator: str | None = None
+    graph: nir.NIRGraph,
+    dtype: str = "float32",
+    dt: float | None = None,
+    integrator: str | None = None,
+    recurrence: str = EXPLICIT,
 ) -> nir.NIRGraph:
     """The same network in stock NIR nodes alone, for readers that compute in `dtype`; its nodes keep their names.
 
     EIDiscreteLIF with reset "zero" becomes IF (decay 1) or LIF (decay below 1, Euler alone): tau and r are such that
     dt / tau and the products of `neurons`, formed in float64 and rounded to dtype, give its decay and gain. A stock
     neuron fires above its threshold; where `v >= threshold` is meant, the threshold stands one number of dtype lower.
+    With reset "subtract" it becomes a cycle, see `_soft`: the same sums in another order, so it is equal up to
+    rounding, and to the bit while all of them fit dtype. recurrence: "explicit" writes the Delay of that cycle;
+    "implicit" leaves it out, for readers that put one step into a cycle without one, and the graph runs here only
+    behind `passes.insert_delays`. Delays that the graph has stay.
     EIMaxPool2d of spikes becomes SumPool2d and Threshold(0.5). Stock nodes stay as they are.
-    The metadata's `exact_for` says dtype where another dtype would not do, else "any". dt, integrator: as in
-    `graph.check`. Raises GraphError, with the node's name, for what has no stock form, and whatever `check` raises.
+    The metadata's `exact_for` says dtype where another dtype would not do, else "any"; `provenance` says the dtype
+    (standard_nir), the recurrence, and which neurons are equal up to rounding only (up_to_rounding). dt, integrator:
+    as in `graph.check`. Raises GraphError, with the node's name, for what has no stock form, and whatever `check`
+    raises.
     """
-    if dtype not in DTYPES:
-        raise GraphError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
+    for what, value, valid in (("dtype", dtype, DTYPES), ("recurrence", recurrence, RECURRENCES)):
+        if value not in valid:
+            raise GraphError(f"unknown {what} {value!r}; valid: {', '.join(valid)}")
     network = graphs.check(graph, dt, integrator)
     made_for = graphs.exact_for(graph)
     if made_for not in (ANY, dtype):
         raise GraphError(f"the graph was made for {made_for} and is not exact in {dtype}: use --dtype {made_for}")
     found: dict[str, nir.ir.NIRNode] = {}
-    edges = list(graph.edges)
+    edges, soft = list(graph.edges), []
     for name, node in graph.nodes.items():
         kind, step = type(node).__name__, network.steps[name]
         if kind not in EXTENSIONS:
@@ -53,19 +70,88 @@ def to_standard_nir(
         try:
             if isinstance(step, MaxPool):
                 edges = _pool(network, name, step, found, edges)
+                continue
+            plain = _plain(step)
+            if plain.reset_mode == "subtract":
+                soft.append(name)
+                edges, everywhere = _soft(network, name, plain, found, edges, dtype, recurrence)
             else:
-                found[name], everywhere = _neuron(_plain(step), network.shapes[name], network.clock, dtype)
-                made_for = made_for if everywhere else dtype
+                found[name], everywhere = _neuron(plain, network.shapes[name], network.clock, dtype)
+            made_for = made_for if everywhere else dtype
         except GraphError as e:
             raise GraphError(f"node {name!r} ({kind}) {e}; --standard-nir lowers {LOWERED}") from None
     provenance = {"tool": "eiexport", **_provenance(graph), "standard_nir": dtype}
+    provenance["recurrence"] = recurrence if soft else EXPLICIT
+    provenance |= {"up_to_rounding": ", ".join(soft)} if soft else {}
     result = nir.NIRGraph(found, edges, metadata=dict(graph.metadata), type_check=False)
     clock = network.clock
     result = graphs.stamp(
         result, dt=clock.dt, integrator=clock.integrator, dtype=dtype, exact_for=made_for, **provenance
     )
-    graphs.check(result)
+    graphs.check(insert_delays(result)[0])
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateReset(Neuron):
+    """A neuron with reset "subtract" in the order that its cycle computes in, for the error bounds of a check.
+
+    Meaning, decision and numbers are the neuron's own (`inner`). But the reset comes a step later, with the input:
+    `V = decay * V' + gain * (x + back * s')`, with V' and s' of the step before and `back` of `_back`. Each order
+    rounds in its own places, so the bounds of one do not hold for the other.
+    """
+
+    inner: LeakyFire
+    back: np.ndarray
+
+    def alphabet(self, a: Any) -> Any:
+        return self.inner.alphabet(a)
+
+    def init(self, ops: Ops, shape: Ints) -> State:
+        return *self.inner.init(ops, shape), ops.zeros(shape)
+
+    def charge(self, ops: Ops, driven: Array, state: State) -> State:
+        fed = ops.add(driven, ops.mul(state[1], self.back))
+        return self.inner.charge(ops, self.inner.drive(ops, fed), state[:1])
+
+    def decide(self, ops: Ops, membrane: State) -> tuple[Array, Array]:
+        return self.inner.decide(ops, membrane)
+
+    def reset(self, ops: Ops, membrane: State, z: Array, s: Array) -> State:
+        return *membrane, s
+
+
+def as_run(network: Network, lowered: Network) -> Network:
+    """The network, for checks of traces of its standard form `lowered`: what became a cycle has a cycle's bounds."""
+    late = {n: _plain(network.steps[n]) for n in _cycles(network.graph, lowered.graph)}
+    return replace(
+        network, steps=network.steps | {n: LateReset(inner=step, back=_back(step)) for n, step in late.items()}
+    )
+
+
+def stands_for(network: Network, lowered: Network, name: str) -> Iterator[str]:
+    """The nodes of the standard form that compute what node `name` of the network does, itself first."""
+    waiting, seen = [name], {name}
+    while waiting:
+        yield (node := waiting.pop())
+        added = {s for s in lowered.sources[node] if s not in network.graph.nodes} - seen
+        seen |= added
+        waiting += sorted(added)
+
+
+def _cycles(before: nir.NIRGraph, after: nir.NIRGraph) -> list[str]:
+    """The neurons that became a cycle: as a neuron's output, a Threshold is nothing else."""
+    others = (nir.Threshold, EIMaxPool2d)
+    return [n for n, a in before.nodes.items() if type(after.nodes[n]) is nir.Threshold and not isinstance(a, others)]
+
+
+def delays_written(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """The same graph, behind `passes.insert_delays`: its metadata no longer leaves delays to the reader."""
+    if "recurrence" not in (said := _provenance(graph)):
+        return graph
+    about = {**graph.metadata["eiexport"], "provenance": {**said, "recurrence": EXPLICIT}}
+    metadata = {**graph.metadata, "eiexport": about}
+    return nir.NIRGraph(dict(graph.nodes), list(graph.edges), metadata=metadata, type_check=False)
 
 
 def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path) -> list[str]:
@@ -81,6 +167,17 @@ def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path) -> list[str]:
         f"the targets get the standard form: {path.name} holds stock NIR nodes alone ({what}), "
         "and is held against the graph before"
     ]
+    if soft := _cycles(before, after):
+        told.append(
+            f"{', '.join(map(repr, soft))}: the soft reset comes back through a cycle, the same sums in another order: "
+            "equal up to rounding, so a membrane within rounding of its threshold may be decided otherwise; exact while "
+            "all sums fit the dtype"
+        )
+    if _provenance(after).get("recurrence") == IMPLICIT:
+        told.append(
+            f"{path.name} leaves the one-step delay of these cycles to its readers, on the edge into the LI or I; "
+            "the targets here get it as a Delay node"
+        )
     try:
         nir.read(path)
     except Exception as e:  # whatever another reader does not like is worth a word, and no failure of ours
@@ -106,35 +203,89 @@ def _plain(step: Step) -> LeakyFire:
         raise GraphError("computes in whole numbers, which no stock node does: export the float network")
     if step.lower is not None:
         raise GraphError("has two thresholds, whose stock form is not written yet")
-    if step.reset_mode != "zero":
+    if step.reset_mode == "none":
         raise GraphError(f"has reset {step.reset_mode!r}, whose stock form is not written yet")
     return step
 
 
-def _neuron(step: LeakyFire, shape: Ints, clock: Clock, dtype: str) -> tuple[nir.IF | nir.LIF, bool]:
+def _neuron(step: LeakyFire, shape: Ints, clock: Clock, dtype: str) -> tuple[nir.ir.NIRNode, bool]:
     """IF or LIF, and whether it means the same in every dtype."""
     ge = step.compare == "ge"
     fire = {"v_threshold": next_below(step.threshold, dtype) if ge else step.threshold}
     fire["v_reset"] = np.zeros(()) if step.v_reset is None else step.v_reset
+    found, exact = _leaky((nir.IF, nir.LIF), fire, step, shape, clock, dtype)
+    return found, exact and not ge
+
+
+def _soft(
+    network: Network, name: str, step: LeakyFire, found: dict[str, nir.ir.NIRNode], edges: Edges, dtype: str, how: str
+) -> tuple[Edges, bool]:
+    """A soft reset as a cycle; returns the edges, and whether its numbers mean the same in every dtype.
+
+        NAME_v  LI (or I)    V[t] = decay * V[t-1] + gain * (x[t] + y[t])
+        NAME    Threshold    s[t] = V[t] > threshold
+        NAME_delay, NAME_reset  Delay, Scale    y[t] = back * s[t-1],   back = -threshold * decay / gain
+
+    V is the membrane before its reset: what would have been taken away in step t - 1 has leaked once by step t, and
+    enters there through the gain. Without a Delay the graph leaves this one step to its reader.
+    """
+    shape, clock, ge = network.shapes[name], network.clock, step.compare == "ge"
+    held, back, line = names = [f"{name}_{part}" for part in ("v", "reset", "delay")]
+    for i, added in enumerate(names):
+        while added in network.graph.nodes or added in found:
+            added += "_"
+        names[i] = added
+    held, back, line = names
+    scale = _back(step)
+    with np.errstate(over="ignore", under="ignore"):
+        taken = scale.astype(dtype)
+    if (lost := ~np.isfinite(taken) | ((taken == 0) != (scale == 0))).any():
+        raise GraphError(f"takes {abs(scale[lost].flat[0]):g} back with its input, which {dtype} does not hold")
+    found[held], exact = _leaky((nir.I, nir.LI), {}, step, shape, clock, dtype)
+    threshold = next_below(step.threshold, dtype) if ge else step.threshold
+    found[name] = nir.Threshold(np.broadcast_to(threshold, shape).copy())
+    found[back] = nir.Scale(np.broadcast_to(scale, shape).copy())
+    way = [name, back, held]
+    if how == EXPLICIT:
+        found[line] = nir.Delay(np.full(shape, clock.dt))
+        way.insert(1, line)
+    edges = [(a, held if b == name else b) for a, b in edges]
+    return [*edges, (held, name), *pairwise(way)], exact and not ge
+
+
+def _back(step: LeakyFire) -> np.ndarray:
+    """What a spike adds to the next step's input, so that the membrane loses its threshold: -threshold * decay / gain.
+
+    0 - ... has no -0. Raises GraphError where an input of gain 0 cannot carry it.
+    """
+    gain = np.ones(()) if step.gain is None else step.gain
+    if not gain.all():
+        raise GraphError("has gain 0, and its reset could not come back with its input")
+    return uniform(0 - step.threshold * step.decay / gain)
+
+
+def _leaky(
+    kinds: Kinds, fixed: Values, step: LeakyFire, shape: Ints, clock: Clock, dtype: str
+) -> tuple[nir.ir.NIRNode, bool]:
+    """A node with the step's decay and gain and the parameters `fixed`, and whether exactly so in float64."""
     gain = np.ones(()) if step.gain is None else step.gain
     leaks = step.decay < 1
     if leaks.all() != leaks.any():
         raise GraphError("has decay 1 in some neurons and less in others: split it into two nodes")
-    kind, r = (nir.LIF, gain / (1 - step.decay)) if leaks.any() else (nir.IF, gain / clock.dt)
-    guess = {"r": r}
-    if kind is nir.LIF:
+    kind, guess = kinds[0], {"r": gain / clock.dt}
+    if leaks.any():
         if clock.integrator != "euler":
             raise GraphError(
                 f"is given in discrete time, and the graph's integrator is {clock.integrator!r}: use euler"
             )
-        fire["v_leak"] = np.zeros(())
-        guess["tau"] = clock.dt / (1 - step.decay)
+        kind, fixed = kinds[1], {**fixed, "v_leak": np.zeros(())}
+        guess = {"r": gain / (1 - step.decay), "tau": clock.dt / (1 - step.decay)}
 
-    def stock(values: Values, size: Ints) -> nir.IF | nir.LIF:
-        return kind(**{k: np.broadcast_to(v, size).copy() for k, v in (fire | values).items()})
+    def stock(values: Values, size: Ints) -> nir.ir.NIRNode:
+        return kind(**{k: np.broadcast_to(v, size).copy() for k, v in (fixed | values).items()})
 
     values, exact = _search(stock, guess, step.decay, gain, clock, dtype)
-    return stock(values, shape), exact and not ge
+    return stock(values, shape), exact
 
 
 def next_below(threshold: np.ndarray, dtype: str) -> np.ndarray:
@@ -148,7 +299,7 @@ def next_below(threshold: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _search(
-    stock: Callable[[Values, Ints], nir.IF | nir.LIF],
+    stock: Callable[[Values, Ints], nir.ir.NIRNode],
     guess: Values,
     decay: np.ndarray,
     gain: np.ndarray,
@@ -167,7 +318,7 @@ def _search(
         if "tau" in tried:  # a step longer than tau is no LIF
             tried["tau"] = np.maximum(tried["tau"], clock.dt)
         step = prepare(stock(tried, size), clock)
-        assert isinstance(step, LeakyFire)
+        assert isinstance(step, Leaky)
         pairs = ((step.decay, decay), (np.ones(()) if step.gain is None else step.gain, gain))
         held = np.logical_and(*(a.astype(dtype) == b.astype(dtype) for a, b in pairs))
         exact = np.logical_and(*(a == b for a, b in pairs))
@@ -192,8 +343,8 @@ def _moved(a: np.ndarray, ulps: int) -> np.ndarray:
 
 
 def _pool(
-    network: Network, name: str, step: MaxPool, found: dict[str, nir.ir.NIRNode], edges: list[tuple[str, str]]
-) -> list[tuple[str, str]]:
+    network: Network, name: str, step: MaxPool, found: dict[str, nir.ir.NIRNode], edges: Edges
+) -> Edges:
     """A maximum of spikes as their sum and a threshold, which takes the node's name; returns the edges."""
     (first, *rest) = (network.alphabets[s] for s in network.sources[name])
     total = sum(rest, first)

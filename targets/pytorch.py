@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from eiexport.errors import ExportError
 from eiexport.graph import Network
-from eiexport.integers import EXTENSIONS
-from eiexport.nodes import PREPARE
+from eiexport.nodes import INTEGERS, PREPARE
 from eiexport.ops import Array, Ints, Window
 from eiexport.trace import Trace
 from targets.base import Claim, Program, Target, check_input, recorded
@@ -37,13 +36,49 @@ class _Decision(torch.autograd.Function):
         return grad * ctx.slope(x), None, None
 
 
+class _Through(torch.autograd.Function):
+    """`hard` forward, the gradient to x alone, as if it were x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, hard: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return hard
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        return grad, None
+
+
+class _Scaled(torch.autograd.Function):
+    """Identity forward, the gradient times `factor` backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        return grad * ctx.factor, None
+
+
 class TorchOps:
-    """The op protocol on torch tensors. `surrogate` (training): derivative of fire and sign at their argument."""
+    """The op protocol on torch tensors. For training: `surrogate`, derivative of fire and sign at their argument;
+    straight_through: `fill` passes its gradient as if nothing had been filled in; scaled: `scale_gradient` does so.
+    """
 
     name = "torch"
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu", surrogate: Surrogate | None = None):
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        surrogate: Surrogate | None = None,
+        *,
+        straight_through: bool = True,
+        scaled: bool = True,
+    ):
         self.dtype, self.device, self.surrogate = dtype, torch.device(device), surrogate
+        self.straight_through, self.scaled = straight_through, scaled
 
     def const(self, a: np.ndarray) -> Array:
         # one number stays a Python float: torch then neither broadcasts nor allocates
@@ -63,8 +98,24 @@ class TorchOps:
     def mul(self, a: Array, b: Array) -> Array:
         return a * b
 
+    def div(self, a: Array, b: Array) -> Array:
+        return a / b
+
     def gate(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    def least(self, x: Tensor) -> Tensor:
+        return x.masked_fill(x == 0, torch.inf).amin(tuple(range(1, x.ndim)), keepdim=True)
+
+    def fill(self, x: Tensor, y: Array) -> Tensor:
+        filled = torch.where(x == 0, y, x)
+        return _Through.apply(x, filled) if self.straight_through else filled
+
+    def octave(self, x: Tensor, low: float) -> Tensor:
+        return torch.ldexp(torch.ones_like(x), torch.frexp(x / low).exponent - 1)
 
     def fire(self, v: Tensor, threshold: Array, compare: str) -> Tensor:
         if self.surrogate is not None:
@@ -94,6 +145,9 @@ class TorchOps:
     def stop_gradient(self, x: Tensor) -> Tensor:
         return x.detach()
 
+    def scale_gradient(self, x: Tensor, factor: float) -> Tensor:
+        return _Scaled.apply(x, factor) if self.scaled and x.requires_grad else x
+
     def shift_floor(self, x: Tensor, bits: int) -> Tensor:
         y = x * 2.0**-bits
         return y.floor_() if bits > 0 else y
@@ -114,6 +168,9 @@ class TorchOps:
 
     def table(self, index: Tensor, values: Tensor) -> Tensor:
         return values[index.long()]
+
+    def quotient(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a / b).floor_()
 
 
 # comparisons write 0 and 1 in the input's dtype: through bool and a cast they cost several times as much
@@ -162,7 +219,7 @@ class Torch32(Torch):
 
     name = "torch32"
     dtype = "float32"
-    claims = {kind: Claim("approximate", "ties explained") for kind in PREPARE if kind not in EXTENSIONS}
+    claims = {kind: Claim("approximate", "ties explained") for kind in PREPARE if kind not in INTEGERS}
 
 
 class _Program(Program):
