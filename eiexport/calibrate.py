@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from eiexport import graph as graphs
+from eiexport import quantise_circuits
 from eiexport.alphabet import interval
 from eiexport.connections import Conv, Dense
 from eiexport.errors import GraphError
@@ -18,7 +19,7 @@ from eiexport.graph import Network
 from eiexport.integers import ALIGN, REGISTER, TOP, UNITY, IntFire, IntGatedFire, grid_step, sign_mode_of
 from eiexport.neurons import GatedFire
 from eiexport.ops import NumpyOps
-from eiexport.plans import GatePlan, LayerPlan, Plan, WeightPlan, check_bits
+from eiexport.plans import CircuitPlan, GatePlan, LayerPlan, Plan, WeightPlan, check_bits
 from eiexport.quantise import (
     BIAS_MAX,
     EXP_MAX,
@@ -37,6 +38,7 @@ from eiexport.steps import Step
 MARGIN = 1.5  # registers hold at least this much more than the samples asked for
 CLIPS = 3  # shifts tried: the one that clips no weight, and finer ones that clip some
 SIGMOID = 8.0  # beyond, a table in Q0.8 has nothing to say
+PLENTY = 64.0  # thresholds that a membrane behind a circuit may hold
 WORK = 1e9  # products that one try may cost
 OPS = NumpyOps()
 
@@ -121,7 +123,10 @@ def _from_input(network: Network, name: str) -> bool:
 
 def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
     """The finest alpha = 2^-exponent at which the registers hold MARGIN times what the samples asked for."""
-    largest = max(samples.nodes[layer.name].largest, float(np.abs(layer.fire.threshold).max()))
+    threshold = float(np.abs(layer.fire.threshold).max())
+    largest = max(samples.nodes[layer.name].largest, threshold)
+    if layer.circuits:  # a quotient has no bound, and is clipped: what is left of it makes the neuron fire all the same
+        largest = min(largest, PLENTY * threshold)
     exponent = math.floor(math.log2(TOP / (1 << ALIGN) / (MARGIN * max(largest, 1e-30))))
     lower = getattr(layer.fire, "lower", None)
     thresholds = max(float(np.abs(t).max()) for t in (layer.fire.threshold, lower) if t is not None)
@@ -152,6 +157,10 @@ def _readout(network: Network, readout: Readout, samples: Samples, bits: int, ch
     No sum is more than four times its float bound: rounding doubles a weight at most, and may take away a bias that
     others had to make up for.
     """
+    if readout.circuits:
+        circuits = _circuits(network, readout, None, bits)
+        (chosen,) = circuits.values()
+        return LayerPlan(chosen.exponents[0], {}, circuits=circuits)
     bound = network.alphabets[readout.name]
     reach = max(-bound.lo, bound.hi, 2.0**-32)
     exponent = _within_words(readout, math.floor(math.log2(TOP / 4 / reach)), bits)
@@ -175,7 +184,16 @@ def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels
     most = _largest_bias(layer) * 2.0**exponent
     # room for a bit of growth in fine-tuning
     bias_exp = ALIGN + max(0, math.ceil(math.log2(max(most, 1e-30) / (BIAS_MAX / 2))))
+    gates["circuits"] = _circuits(network, layer, exponent, bits)
     return LayerPlan(exponent, weights, **gates, headroom=headroom, bias_exp=bias_exp)
+
+
+def _circuits(network: Network, fed: Fed, exponent: int | None, bits: int) -> dict[str, CircuitPlan]:
+    found = {}
+    for name, step in fed.circuits.items():
+        first, *rest = (network.alphabets[s] for s in network.sources[name])
+        found[name] = quantise_circuits.choose(name, step, sum(rest, first), fed.units[name], exponent, bits)
+    return found
 
 
 def _largest_bias(layer: Layer) -> float:
@@ -314,6 +332,8 @@ def twin(network: Network, plan: Plan, names: Collection[str]) -> Network:
             rows = layer.factors[c].reshape(-1, *[1] * (weight.ndim - 1))
             bias = None if step.bias is None else _rounded_bias(layer, c, chosen)
             steps[c] = replace(step, weight=np.where(rows != 0, units / np.where(rows != 0, rows, 1), 0.0), bias=bias)
+        for c, circuit in layer.circuits.items():
+            steps[c] = quantise_circuits.twin(circuit, chosen.circuits[c], layer.units[c], chosen.alpha)
         if isinstance(layer, Layer):
             steps[name] = _rounded(layer, chosen)
     return replace(network, steps=steps)

@@ -111,18 +111,25 @@ class Circuit(Step):
     def act(self, ops: Ops, e: Array, s: Array) -> Array:
         """I of the two currents."""
         spread = replace(self.spread, weight=ops.scale_gradient(self.spread.weight, 1 / self.fan_in))
-        n = ops.sub(e, spread.drive(ops, s))
+        taken = spread.drive(ops, s)
+        return self.settle(ops, e, taken, spread.drive(ops, self.weighed(ops, s)) if self.form in DIVIDING else None)
+
+    def settle(self, ops: Ops, e: Array, taken: Array, d: Array | None) -> Array:
+        """I of the sums W_EE x, W_EI s and, where it divides, W_EI (g_I s), which an engine may form itself."""
+        n = ops.sub(e, taken)
         if self.form == "none":
             return self.biased(ops, n)
         if self.form == "frozen":
             return self.biased(ops, self.scaled(ops, n))
-        d = spread.drive(ops, self.weighed(ops, s))
-        d = ops.fill(d, ops.least(d) if self.zero == "sample_min" else self.epsilon)
-        return self.biased(ops, self.divided(ops, n, d))
+        return self.biased(ops, self.divided(ops, n, self.filled(ops, d)))
 
     def weighed(self, ops: Ops, s: Array) -> Array:
         """g_I s."""
         return ops.mul(s, self.gain_i)
+
+    def filled(self, ops: Ops, d: Array) -> Array:
+        """D without zeros."""
+        return ops.fill(d, ops.least(d) if self.zero == "sample_min" else self.epsilon)
 
     def scaled(self, ops: Ops, n: Array) -> Array:
         """g_E N; in "frozen", g_E N / D."""

@@ -13,6 +13,7 @@ from eiexport.explicit import explicit
 from eiexport.graph import Network
 from eiexport.plans import LayerPlan, Plan, WeightPlan
 from eiexport.quantise import Layer, Readout, layers
+from eiexport.quantise_circuits import matrices
 from eiexport.trace import Trace
 
 MEASURES = ("changed", "changed_share", "spikes_float", "spikes", "output_error")  # null where a row has none
@@ -181,12 +182,21 @@ def of_weights(network: Network, plan: Plan) -> dict[str, Loss]:
 
 def _loss(layer: Layer | Readout, plan: LayerPlan, bits: int, given: set[str]) -> Loss:
     counted = given.intersection(layer.weights) or layer.weights.keys()
-    parts = [(w * 2.0**plan.exponent, plan.connections[c]) for c, w in layer.weights.items() if c in counted]
+    parts: list[tuple[np.ndarray, WeightPlan]] = [
+        (w * 2.0**plan.exponent, plan.connections[c]) for c, w in layer.weights.items() if c in counted
+    ]
     step = layer.step if isinstance(layer, Layer) else None
     for name, chosen in (("feedback", plan.feedback), ("balance", plan.balance)):
         gate = getattr(step, name, None)
         if gate is not None and chosen is not None:
             parts.append((gate.weight * 2.0**chosen.exponent, chosen.weight))
+    scales = {}
+    for c, circuit in layer.circuits.items():
+        made = plan.circuits[c]
+        for (key, weight), x in zip(matrices(circuit, layer.units[c]).items(), made.exponents, strict=True):
+            part: WeightPlan = getattr(made, key)
+            parts.append((weight * 2.0**x, part))
+            scales[f"{c}.{key}"] = (2.0 ** (int(part.shift) - x),) * 2  # type: ignore[arg-type]
     count = sum(w.size for w, _ in parts)
     clipped = zeroed = 0
     signal = noise = 0.0
@@ -199,7 +209,6 @@ def _loss(layer: Layer | Readout, plan: LayerPlan, bits: int, given: set[str]) -
         signal += 1.0
         noise += float(((weight - rounded) ** 2).sum()) / norm
     snr = 10 * math.log10(signal / noise) if noise else math.inf
-    scales = {}
     for c, chosen_weight in plan.connections.items():
         steps = np.atleast_1d(np.asarray(chosen_weight.shift, float))
         scales[c] = (float(2 ** steps.min() * plan.alpha), float(2 ** steps.max() * plan.alpha))

@@ -1,4 +1,4 @@
-"""The lossy step of an export: choose or take a plan, lower to integers, and count what that cost.
+"""The lossy steps of an export: another division for circuits, integers for floats, and the count of what that cost.
 
 Belongs to the command line, like `session`: it runs networks, so it imports `targets`, and only when an export runs.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import nir
 import numpy as np
 
-from eiexport import calibrate, graph, losses, quantise
+from eiexport import calibrate, graph, losses, passes, quantise
+from eiexport import divide as divisions
+from eiexport.divide import Division
 from eiexport.errors import ExportError
 from eiexport.explicit import explicit
 from eiexport.files import replacing
@@ -111,7 +113,7 @@ class Lowered:
                 if not np.asarray(fire.threshold).any():
                     yield f"node {name!r}: every threshold rounds to 0 against its currents; is it meant so small?"
                 weights = [vars(network.steps[c])["weight"] for c in self.plan.layers[name].connections]
-                if not any(w.any() for w in weights):
+                if weights and not any(w.any() for w in weights):
                     yield f"node {name!r}: every weight rounds to 0 against its thresholds; are these so far apart?"
 
 
@@ -121,6 +123,82 @@ def _compare(network: Network, name: str) -> str:
 
 def _pieces(x: FlatView, size: int) -> Iterator[np.ndarray]:
     return (x[i : i + size] for i in range(0, len(x), size))
+
+
+def divided(
+    model: Model, settings: Settings, progress: Callable[[str, int, int], None]
+) -> tuple[Model, Division | None]:
+    """The model with its circuits in the form that was asked for, linear ones folded unless they are to stay apart.
+
+    Raises ExportError where there is no circuit that divides, or nothing to calibrate on.
+    """
+    found = None
+    if settings.divide is not None:
+        model, found = _reformed(model, settings, progress)
+    if settings.dale == "fold":
+        model = replace(model, graph=divisions.fold(model.graph, settings.dt, settings.integrator))
+    return model, found
+
+
+def _reformed(model: Model, settings: Settings, progress: Callable[[str, int, int], None]) -> tuple[Model, Division]:
+    from targets.denominators import denominators, distances
+
+    assert settings.divide is not None
+    clock = settings.dt, settings.integrator
+    graph_before, _ = passes.insert_delays(model.graph, *clock)
+    before = graph.check(graph_before, *clock)
+    if not divisions.dividing(before):
+        raise ExportError(f"--divide {settings.divide}: the model has no circuit that divides; leave it out")
+    if model.calibration is None or settings.calibrate < 1:
+        raise ExportError("--divide needs samples to choose numbers by: give --calibrate N or --calibration FILE")
+    used = 0
+
+    def count(done: int) -> None:
+        nonlocal used
+        used = done
+        progress("denominators", min(done, settings.calibrate), settings.calibrate)
+
+    seen = denominators(before, model.calibration(settings.calibrate), settings.device, count)
+    numbers = divisions.choose(before, seen)
+    made = divisions.reform(graph_before, settings.divide, numbers)
+    after = graph.check(made, *clock)
+    rest = distances(before, {n: after.steps[n] for n in numbers}, _first(model, ALONE), settings.device)  # type: ignore[misc]
+    layers = {
+        n: {
+            "error": rest[n].relative,
+            "zeros": d.zeros / d.entries,
+            "silent": d.silent / d.rows,
+            "epsilon": numbers[n].epsilon,
+        }
+        for n, d in seen.items()
+    }
+    first, second = (_decided(n, model, settings.device, progress) for n in (before, after))
+    result = Division(settings.divide, used, layers, own=model.own_calibration)
+    result.changed = float((first != second).mean())
+    if model.labels is not None:
+        result.accuracy_exact = float((first == model.labels).mean())
+    return replace(model, graph=made, trace=None), result
+
+
+def _first(model: Model, most: int) -> Iterator[np.ndarray]:
+    done = 0
+    for x in model.chunks(50):
+        yield x[: most - done]
+        done += len(x)
+        if done >= most:
+            return
+
+
+def _decided(network: Network, model: Model, device: str, progress: Callable[[str, int, int], None]) -> np.ndarray:
+    """The network's decisions on all samples, in float32."""
+    from eiexport.session import decisions
+    from targets.pytorch import Torch32
+
+    program, end, found = Torch32(device).compile(network), network.sources[network.outputs[0]][0], []
+    for x in model.chunks(50):
+        found.append(decisions(program.run(x).z[end]))
+        progress("comparing divisions", min(50 * len(found), model.samples), model.samples)
+    return np.concatenate(found)
 
 
 def lower(

@@ -10,7 +10,7 @@ import numpy as np
 
 from eiexport.alphabet import Alphabet, interval
 from eiexport.errors import GraphError
-from eiexport.integers import ALIGN, REGISTER, SIGN_MODES
+from eiexport.integers import ALIGN, REGISTER, SIGN_MODES, TOP
 
 BITS = range(4, 9)
 
@@ -55,6 +55,24 @@ class GatePlan:
 
 
 @dataclass(frozen=True)
+class CircuitPlan:
+    """A circuit: its matrices in steps of 2^-exponents (excite, inhibit, spread), gains in 2^-gain_i and 2^-gain_e.
+
+    gain_shift, shift, epsilon: fields of `circuits.IntCircuit`.
+    """
+
+    excite: WeightPlan
+    inhibit: WeightPlan
+    spread: WeightPlan
+    exponents: tuple[int, int, int]
+    gain_i: int = 0
+    gain_shift: int = 0
+    gain_e: int = 0
+    shift: int = 0
+    epsilon: int = 1
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One population: alpha = 2^-exponent, its connections, its gates. proven: bounds alone exclude overflow."""
 
@@ -65,6 +83,7 @@ class LayerPlan:
     headroom: float = math.inf  # register's range over the largest value seen in calibration
     proven: bool = False
     bias_exp: int = ALIGN  # the neurons' biases are mantissa << bias_exp in the registers
+    circuits: dict[str, CircuitPlan] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float:
@@ -108,6 +127,13 @@ def plan_from_json(d: Any) -> Plan:
             return None
         return GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
 
+    def circuit(c: dict[str, Any]) -> CircuitPlan:
+        excite, inhibit, spread = (int(x) for x in c["exponents"])
+        gain_i, gain_shift, gain_e = int(c["gain_i"]), int(c["gain_shift"]), int(c["gain_e"])
+        parts = weight(c["excite"]), weight(c["inhibit"]), weight(c["spread"])
+        exponents = excite, inhibit, spread
+        return CircuitPlan(*parts, exponents, gain_i, gain_shift, gain_e, int(c["shift"]), int(c["epsilon"]))
+
     try:
         layers = {
             name: LayerPlan(
@@ -118,6 +144,7 @@ def plan_from_json(d: Any) -> Plan:
                 math.inf if p["headroom"] is None else float(p["headroom"]),
                 bool(p["proven"]),
                 int(p["bias_exp"]),
+                {k: circuit(c) for k, c in p.get("circuits", {}).items()},
             )
             for name, p in d["layers"].items()
         }
@@ -130,10 +157,15 @@ def plan_from_json(d: Any) -> Plan:
     for name, layer in layers.items():
         gates = [g for g in (layer.feedback, layer.balance) if g is not None]
         weights = [*layer.connections.values(), *(g.weight for g in gates)]
+        made = layer.circuits.values()
+        weights += [w for c in made for w in (c.excite, c.inhibit, c.spread)]
         right = all(w.bits == plan.bits and w.sign_mode in SIGN_MODES for w in weights)
         right = right and all(0 <= s < REGISTER for w in weights for s in np.atleast_1d(w.shift))
         right = right and all(abs(e) <= 64 for e in (layer.exponent, *(g.exponent for g in gates)))
         right = right and all(0 <= g.shift < REGISTER and 0 <= g.message_bits <= REGISTER for g in gates)
+        right = right and all(abs(x) <= 64 for c in made for x in (*c.exponents, c.gain_i, c.gain_e))
+        right = right and all(0 <= c.gain_shift < REGISTER and abs(c.shift) <= REGISTER for c in made)
+        right = right and all(1 <= c.epsilon <= TOP for c in made)
         if not right or not 0 <= layer.bias_exp < REGISTER or math.isnan(layer.headroom):
             raise GraphError(f"not a quantisation plan of {plan.bits} bits: the numbers of {name!r} are out of range")
     return plan

@@ -23,7 +23,9 @@ import nir
 import numpy as np
 
 from eiexport import graph as graphs
+from eiexport import quantise_circuits
 from eiexport.alphabet import Alphabet
+from eiexport.circuits import Circuit, IntCircuit
 from eiexport.connections import Conv, Dense, Flatten, Identity, MaxPool, Pool, Scale
 from eiexport.errors import GraphError
 from eiexport.explicit import explicit
@@ -67,6 +69,7 @@ class Fed:
     factors: dict[str, np.ndarray] = field(default_factory=dict)
     units: dict[str, float] = field(default_factory=dict)
     carried: dict[str, bool] = field(default_factory=dict)  # the connection's bias is the neuron's own register
+    circuits: dict[str, Circuit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +122,18 @@ def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer | Read
             layer.biases[name] = None if step.bias is None else step.bias * (gain / units[name])
             # behind a pool or a delay, or within a gate or a synaptic memory, a bias is not the neuron's own
             layer.carried[name] = direct and isinstance(network.steps[owner], LeakyFire | Threshold)
+        if isinstance(step, Circuit):
+            owner, factor = _owner(network, sinks, name)
+            layer = found.setdefault(owner, Readout(name=owner))
+            inner = network.steps[owner]
+            apart = owner != name and sinks[name] != [owner]
+            if apart or factor != 1 or getattr(inner, "gain", None) is not None:
+                raise GraphError(f"node {name!r}: a circuit ends in one neuron without a gain, or in an Output")
+            layer.circuits[name], layer.units[name] = step, units[name]
     for name, layer in found.items():
-        if not layer.weights:
+        if isinstance(layer, Readout) and layer.circuits and layer.weights:
+            raise GraphError(f"readout {name!r} sums a circuit and connections: give each an Output")
+        if not layer.weights and not layer.circuits:
             raise GraphError(
                 f"node {name!r} is fed by no Dense or Conv, so it has no weights to scale; put one before it"
             )
@@ -147,7 +160,7 @@ def _units(network: Network, input_scale: float) -> dict[str, float]:
     for name in (*order, *order):  # twice: round a cycle, neurons have been met by then
         step = network.steps[name]
         came = {sent[s] for s in network.sources[name] if s in sent}
-        if len(came) > 1 and isinstance(step, Dense | Conv | Pool | Flatten | Delay):
+        if len(came) > 1 and isinstance(step, Dense | Conv | Circuit | Pool | Flatten | Delay):
             raise GraphError(f"node {name!r} sums edges of different scales {sorted(came)}; give each its connection")
         unit = came.pop() if came else 1.0
         entering[name] = unit
@@ -226,6 +239,10 @@ def apply(network: Network, plan: Plan) -> nir.NIRGraph:
         chosen = plan.layers[name]
         if chosen.connections.keys() != layer.weights.keys():
             raise GraphError(f"the quantisation plan was made for another network: connections of {name!r} differ")
+        if chosen.circuits.keys() != layer.circuits.keys():
+            raise GraphError(f"the quantisation plan was made for another network: circuits of {name!r} differ")
+        for c, circuit in layer.circuits.items():
+            made[c] = quantise_circuits.node(circuit, chosen.circuits[c], layer.units[c], chosen.exponent, _part)
         for c, weight in layer.weights.items():
             bias = None if layer.carried[c] else layer.biases[c]
             made[c] = _connection(network.steps[c], weight, bias, chosen.connections[c], chosen.exponent)
@@ -257,6 +274,11 @@ def _sized(graph: nir.NIRGraph, plan: Plan) -> nir.NIRGraph:
             for other in network.sources[name][1:]:
                 total = total + network.alphabets[other]
             nodes[name] = replace(node, message_bits=message_bits(total))
+        elif isinstance(node, IntCircuit):
+            total = network.alphabets[network.sources[name][0]]
+            for other in network.sources[name][1:]:
+                total = total + network.alphabets[other]
+            nodes[name] = quantise_circuits.sized(node, total, message_bits)
     result = nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
     graphs.check(result, alphabet=plan.alphabet)
     return result
@@ -299,6 +321,11 @@ def _connection(step: Step, weight: np.ndarray, bias: np.ndarray | None, plan: W
     w = step.window
     fields |= {k: np.array(getattr(w, k)) for k in ("stride", "padding", "dilation")}
     return IntConv(**fields, groups=w.groups)
+
+
+def _part(step: Step, weight: np.ndarray, plan: WeightPlan, exponent: int) -> Any:
+    """A circuit's connection."""
+    return _connection(step, weight, None, plan, exponent)
 
 
 def _neuron(network: Network, layer: Layer, plan: LayerPlan) -> Any:

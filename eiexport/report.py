@@ -19,6 +19,7 @@ from rich.table import Table
 
 from eiexport import __version__
 from eiexport.check import MARGIN, TIES
+from eiexport.divide import Division
 from eiexport.files import replacing
 from eiexport.graph import Network, show
 from eiexport.losses import Loss, Quantisation
@@ -127,6 +128,7 @@ class Report:
     float_row: Row | None = None  # the float network's own run, where the rest is integers
     quantisation: Quantisation | None = None
     lowered: Network | None = None  # what the targets ran in the network's place
+    division: Division | None = None  # where circuits were given another form
 
     @property
     def output_silent(self) -> bool:
@@ -172,6 +174,7 @@ class Report:
                 "status": self.reference.status,
                 "accuracy": self.reference.accuracy,
             },
+            **({} if self.division is None else {"division": self.division.to_json()}),
             **({} if self.quantisation is None else {"quantisation": self.quantisation.to_json()}),
             **self.costs,
             "targets": {r.name: r.to_json(self.network) for r in self.rows},
@@ -320,6 +323,8 @@ def table(report: Report, console: Console) -> None:
         console.print("warning: the output is silent: equal spikes prove nothing about it")
     for note in report.notes:
         console.print(note, markup=False)
+    if report.division is not None:
+        _division(report.division, console)
     if report.quantisation is not None:
         _losses(report.quantisation, console)
     if report.costs:
@@ -346,6 +351,21 @@ def cost_words(costs: dict[str, Any]) -> str:
 def _range_words(pair: list[int], what: str) -> str:
     lo, hi = pair
     return f"{hi:,} {what}{'s' if hi > 1 else ''}" if lo == hi else f"{lo:,} to {hi:,} {what}s"
+
+
+def _division(found: Division, console: Console) -> None:
+    """What another division cost, circuit by circuit."""
+    table = Table(box=None, pad_edge=False, title=f"circuits divide in form {found.form!r}", title_justify="left")
+    for column in ("circuit", "error of its current", "zeros", "silent", "epsilon"):
+        table.add_column(column)
+    for name, layer in found.layers.items():
+        shares = (f"{100 * layer[k]:.2g} %" for k in ("error", "zeros", "silent"))
+        table.add_row(name, *shares, f"{layer['epsilon']:.3g}")
+    console.print(table)
+    told = f"{100 * found.changed:.2g} % of the decisions changed"
+    if found.accuracy_exact is not None and found.accuracy is not None:
+        told += f"; accuracy {100 * found.accuracy_exact:.2f} % as trained, {100 * found.accuracy:.2f} % in this form"
+    console.print(told)
 
 
 def _losses(found: Quantisation, console: Console) -> None:

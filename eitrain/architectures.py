@@ -1,4 +1,4 @@
-"""The published networks, built from modules and edges: BackEISNN, spiking ResNet and VGG, EICIL's E-I Net, BIRIL's."""
+"""The published networks, built from modules and edges: BackEISNN's, EICIL's, BIRIL's and DeepEISNN's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from torch import nn
 
 from eiexport.ops import Ints
 from eitrain.cells import Cell
+from eitrain.circuits import Circuit, Prop
 from eitrain.errors import TrainError
 from eitrain.nets import INPUT, SpikingNet, output_shape
 from eitrain.point import PointConv2d
 
 TOKEN = re.compile(r"(?P<maps>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|(?P<units>\d+)")
 IF: dict[str, Any] = {"decay": 1.0, "threshold": 1.0, "compare": "ge", "surrogate": "sigmoid"}
+LIF: dict[str, Any] = {**IF, "decay": 0.5, "reset": "subtract", "detach_reset": True}  # DeepEISNN: V = 0.5 v + I
 
 
 class _Builder:
@@ -54,8 +56,8 @@ class _Builder:
     def norm(self, kind: str = "norm") -> str:
         return self.add(kind, nn.BatchNorm2d(self.shape[0]))
 
-    def fire(self, *sources: str) -> str:
-        return self.add("neuron", Cell(**IF), *sources)
+    def fire(self, *sources: str, **constants: Any) -> str:
+        return self.add("neuron", Cell(**(constants or IF)), *sources)
 
     def head(self, hidden: tuple[int, ...], classes: int, spiking: bool) -> SpikingNet:
         """Global average, fully connected layers with neurons between them, and none behind the last unless asked."""
@@ -268,6 +270,76 @@ def deep(architecture: str, shape: Ints, classes: int, *, width: int, spiking_he
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 8:
         raise TrainError(f"architecture {architecture!r} takes square maps of at least 8 pixels, the data has {shape}")
     return _DEEP[architecture](shape, classes, width=width, spiking_head=spiking_head)
+
+
+_LAYERS = {  # maps of 3x3 circuits; 0: pool
+    "vgg5": (64, 0, 128, 0, 256, 0),  # ours, for maps of 8 pixels
+    "vgg8": (64, 0, 128, 0, 256, 0, 512, 0, 512, 0),
+    "vgg11": VGG11,
+    "vgg16": (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
+    "vgg19": (64, 64, 0, 128, 128, 0, *[256] * 4, 0, *[512] * 4, 0, *[512] * 4, 0),
+}
+CIRCUITS = (*_LAYERS, "resnet18")
+
+
+def ei_network(
+    architecture: str,
+    shape: Ints,
+    classes: int,
+    *,
+    width: int = 64,
+    batchnorm: bool = False,
+    prop: Prop = Prop(),  # noqa: B008 - a frozen value
+) -> SpikingNet:
+    """DeepEISNN's networks of excitatory-inhibitory circuits (arXiv 2509.23253), without normalisation.
+
+    vgg5 to vgg19: 3x3 circuit, LIF, 2x2 average pools (left out where a map has one pixel), one output circuit.
+    resnet18: blocks circuit-LIF-circuit-LIF, the identity (or a 1x1 circuit and LIF) added *behind* the LIF, so whole
+    numbers above 1 run between blocks; global average, output circuit. LIF: V = 0.5 v + I, fires at V >= 1, v = V - 1,
+    reset not in the gradient; sigmoid surrogate, alpha 4. width: maps of the first layer, the others in proportion.
+    batchnorm: the baseline, convolution and BatchNorm in each circuit's place, a linear layer at the end.
+    """
+    build = _Builder(shape)
+
+    def scaled(maps: int) -> int:
+        return max(1, maps * width // 64)
+
+    def layer(maps: int, sources: tuple[str, ...] = (), stride: int = 1, kernel: int = 3, kind: str = "circuit") -> str:
+        if batchnorm:
+            convolution = PointConv2d if kernel == 1 and stride > 1 else nn.Conv2d
+            module = convolution(build.shape[0], scaled(maps), kernel, stride, kernel // 2, bias=False)
+            build.add(kind.replace("circuit", "conv"), module, *sources)
+            build.norm()
+        else:
+            circuit = Circuit(build.shape[0], scaled(maps), kernel=kernel, stride=stride, prop=prop)
+            build.add(kind, circuit, *sources)
+        return build.fire(**LIF)
+
+    before: tuple[str, ...] = ()
+    if architecture != "resnet18":
+        for maps in _LAYERS[architecture]:
+            if maps:
+                layer(maps)
+            elif build.shape[-1] > 1:
+                build.add("pool", nn.AvgPool2d(2))
+    else:
+        before = (layer(64),)
+        for stage in EICIL_STAGES:
+            for block in range(stage.blocks):
+                stride = stage.stride if block == 0 else 1
+                entered, came = build.shape, before
+                if stride > 1 or entered[0] != scaled(stage.maps):
+                    before = (layer(stage.maps, came, stride, 1, "shortcut"),)
+                    build.shape = entered
+                layer(stage.maps, came, stride)
+                before = (*before, layer(stage.maps))
+        build.add("pool", nn.AvgPool2d(build.shape[-1]), *before)
+    build.flatten()
+    if batchnorm:
+        build.add("linear", nn.Linear(build.shape[0], classes))
+    else:
+        build.add("readout", Circuit(build.shape[0], classes, readout=True, prop=prop))
+    return build.net()
 
 
 def classes_of(architecture: str) -> int | None:

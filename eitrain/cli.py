@@ -49,6 +49,9 @@ def fit(
     quantize: Annotated[
         int | None, typer.Option(help="Train the integer network itself, weights in 4 to 8 bits.", metavar="BITS")
     ] = None,
+    divide: Annotated[
+        str, typer.Option(help="Train circuits with the division of a chip: frozen, shift or table.", metavar="FORM")
+    ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")
     ] = None,
@@ -61,7 +64,8 @@ def fit(
     from eitrain.runs import Run
 
     with user_errors("eitrain"):
-        path = out or Path("runs") / f"{recipe or recipes.DEFAULT}{'' if quantize is None else f'-int{quantize}'}"
+        kind = f"{f'-{divide}' if divide else ''}{'' if quantize is None else f'-int{quantize}'}"
+        path = out or Path("runs") / f"{recipe or recipes.DEFAULT}{kind}"
         given = [*(settings or [])]
         named = (("data", data), ("epochs", epochs), ("seed", seed), ("quantize", quantize))
         given += [f"{k}={v}" for k, v in named if v not in ("", None)]
@@ -69,6 +73,8 @@ def fit(
         chosen = Run(known).recipe() if known and not recipe else recipes.find(recipe or recipes.DEFAULT)
         if quantize is not None and quantize not in BITS:
             raise TrainError(f"--quantize {quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
+        if divide and not resume:
+            chosen = recipes.deployed(chosen, divide, from_weights=start_from is not None)
         if quantize is not None and not resume:
             chosen = recipes.fine_tuning(chosen, from_weights=start_from is not None)
         chosen = recipes.adjust(chosen, given)
@@ -141,7 +147,7 @@ def _announce(fitting: Fitting, progress: Bar) -> None:
         amount = "mean" if r.stdp_mean else "sum"
         rule = f"f = {r.stdp_weight}, tau {r.stdp_tau_pre:g} and {r.stdp_tau_post:g}, {amount}, lr {r.stdp_lr:g}"
         progress.line(f"schedule {r.schedule}: {phases.letters(phases.length)}, repeated; STDP on {where}: {rule}")
-    for remark in r.remarks:
+    for remark in (*r.remarks, *fitting.notes):
         progress.line(f"note: {remark}")
     sizes = len(fitting.train_indices), len(fitting.held_indices), len(fitting.dataset.test)
     some = f" ({len(fitting.labelled)} with labels)" if r.labels else ""

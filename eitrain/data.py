@@ -1,4 +1,4 @@
-"""Data sets for training, from their original files: eight of them, images and events, behind one `load`.
+"""Data sets for training, from their original files: nine of them, images and events, behind one `load`.
 
 Every file is treated as untrusted: formats are parsed here and checked, known content is verified by
 checksum, and nothing that could run code is unpickled. A user's mistake raises `TrainError` with one line.
@@ -17,10 +17,14 @@ from eitrain.samples import Dataset, Ints, Split
 
 __all__ = ["DATASETS", "Dataset", "Split", "load", "split_validation"]
 
-DATASETS = ("digits", "mnist", "fashion", "cifar10", "cifar100", "tinyimagenet", "nmnist", "dvsgesture")
+DATASETS = ("digits", "mnist", "fashion", "cifar10", "cifar100", "tinyimagenet", "nmnist", "dvsgesture", "cifar10dvs")
 SPLITS = ("number", "time")
 # Event data: number of frames, and the length of one in microseconds; None = as many events in each frame.
-_FRAMES: dict[str, tuple[int, int | None]] = {"nmnist": (100, 3000), "dvsgesture": (16, None)}
+_FRAMES: dict[str, tuple[int, int | None]] = {
+    "nmnist": (100, 3000),
+    "dvsgesture": (16, None),
+    "cifar10dvs": (10, None),
+}
 
 
 def load(
@@ -36,13 +40,14 @@ def load(
 
     data_dir: folder with the original files, in torchvision's layout or directly; without it, the folder in
         the environment variable EITRAIN_DATA; without that, a download into the cache (not for tinyimagenet,
-        nmnist and dvsgesture). A given folder is never written to and never replaced by a download. digits needs
-        no folder.
+        nmnist, dvsgesture and cifar10dvs). A given folder is never written to and never replaced by a download.
+        digits needs no folder.
     steps, split, bin_us: how event data becomes frames; images ignore them, their time axis is the encoder's.
-        steps: number of frames (N-MNIST 100, DVS128 Gesture 16). split: "time", frames of bin_us microseconds each
-        (N-MNIST, 3000), or "number", as many events in each (DVS128 Gesture), as `events.frame_of` says.
-    verify: refuse files that differ from the published originals (all images but the JPEG copy of CIFAR-10, by
-        checksum or number of samples). The others have no published checksum: only their format is checked.
+        steps: number of frames (N-MNIST 100, DVS128 Gesture 16, CIFAR10-DVS 10). split: "time", frames of bin_us
+        microseconds each (N-MNIST, 3000), or "number", as many events in each (the other two), as
+        `events.frame_of` says.
+    verify: refuse files that differ from the published originals (all images but the JPEG copy of CIFAR-10, and
+        CIFAR10-DVS, by checksum or number of samples). Of the others only the format is checked.
     Raises TrainError for an unknown name, a missing folder or file, and a damaged or unexpected file.
     """
     if name not in DATASETS:
@@ -65,6 +70,8 @@ def load(
                 return events.load_nmnist(root, *frames)
             case "dvsgesture":
                 return events.load_dvsgesture(root, *frames)
+            case "cifar10dvs":
+                return events.load_cifar10dvs(root, *frames, verify)
             case _:
                 return images.load_idx(name, root, verify)
     except OSError as err:

@@ -65,6 +65,7 @@ BY_HAND = {
     "nmnist": "get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist",
     "tinyimagenet": "get tiny-imagenet-200.zip from http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     "dvsgesture": "get DvsGesture.tar.gz from https://research.ibm.com/interactive/dvsgesture, unpack it",
+    "cifar10dvs": "get airplane.zip to truck.zip from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
 }
 # SHA-256 of the IDX content, not of the .gz around it: gzip headers differ between mirrors.
 IDX_SHA256 = {
@@ -236,7 +237,7 @@ def read_array_pickle(content: bytes, path: Path) -> Any:
         raise TrainError(f"{path}: refused to unpickle it ({err}); download it again") from err
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # CIFAR10-DVS has ten
 def _open_zip(archive: str, _modified_ns: int, _size: int, _process: int, _thread: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 

@@ -1,4 +1,4 @@
-"""Event data sets from their original files, as frames: N-MNIST and DVS128 Gesture."""
+"""Event data sets from their original files, as frames: N-MNIST, DVS128 Gesture and CIFAR10-DVS."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eitrain.download import (
+    Tree,
     file_sha256,
     not_found,
     read_file,
@@ -23,7 +24,7 @@ from eitrain.download import (
     zip_members,
 )
 from eitrain.errors import TrainError
-from eitrain.images import DIGITS
+from eitrain.images import CIFAR10, DIGITS
 from eitrain.samples import Bytes, Dataset, Floats, Ints, Split, checked_labels
 
 
@@ -284,11 +285,48 @@ class _Trial(NamedTuple):
         return data, np.concatenate(times)
 
 
+class _Stream(NamedTuple):
+    """One sample: the AEDAT 2.0 recording `name` in `tree`."""
+
+    tree: Tree
+    name: str
+
+    def events(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """x, y (0..127), polarity (1 = ON) and time since the first (microseconds), each (n,), n > 0.
+
+        Behind the header, lines with #, an event is its address and its time, 4 bytes each, big endian. The address
+        of a DVS128's pixel: bit 0 polarity (0 = ON), 1 to 7 and 8 to 14 its place; bits 15 and 31 mark what is no
+        pixel's event (jAER's DVS128, dat2mat.m). Rows are 127 - bits 1 to 7 here, columns 127 - bits 8 to 14, as in
+        spikingjelly, with which DeepEISNN was trained: jAER itself shows the transpose.
+        """
+        where = self.tree.where(self.name)
+        try:
+            raw = self.tree.read(self.name, _MAX_HEADER + 8 * _MAX_TRIAL)
+        except OSError as err:
+            raise TrainError(f"{where}: cannot read ({err.strerror or err}); restore the file") from err
+        if not re.match(rb"#!AER-DAT2\.0\s", raw):
+            raise TrainError(f"{where}: starts with {raw[:16]!r}, not with a header of AEDAT 2.0; download it again")
+        at = 0
+        while raw.startswith(b"#", at):
+            at = raw.find(b"\n", at) + 1 or len(raw)
+        if (len(raw) - at) % 8:
+            raise TrainError(f"{where}: {len(raw) - at} bytes of events, expected 8 each; download it again")
+        words = np.frombuffer(raw, ">u4", offset=at).astype(np.uint32).reshape(-1, 2)
+        address, time = words[words[:, 0] & 0x80008000 == 0].T
+        if not len(address):
+            raise TrainError(f"{where}: no events; download it again")
+        if address.max() >> 15:
+            raise TrainError(f"{where}: address {address.max():#x} is no pixel of a DVS128; download it again")
+        row, column = ((127 - (address >> shift & 127)).astype(np.int64) for shift in (1, 8))
+        since = (time - time[0]).view(np.int32).astype(np.int64)  # modulo 2**32, as the clock counts
+        return column, row, 1 - (address & 1).astype(np.int64), since - since.min()
+
+
 @dataclass(frozen=True, eq=False)
 class _Trials:
-    """Reads trials as frames of counts: [t, p, y, x] is how many events of polarity p fell in frame t."""
+    """Reads samples as frames of counts: [t, p, y, x] is how many events of polarity p fell in frame t."""
 
-    trials: tuple[_Trial, ...]
+    trials: tuple[_Trial | _Stream, ...]
     steps: int
     bin_us: int | None
 
@@ -357,3 +395,39 @@ def _gesture_labels(path: Path) -> list[tuple[int, int, int]]:
     if not rows:
         raise TrainError(f"{path}: no trials; download it again")
     return rows
+
+
+def load_cifar10dvs(root: Path, steps: int, bin_us: int | None, verify: bool) -> Dataset:
+    """CIFAR10-DVS (Li et al. 2017): 128x128, a folder or zip of AEDAT 2.0 recordings for each class of CIFAR-10.
+
+    There is no published split: of each class the first nine tenths, by name as text, are for training, the rest for
+    testing, as spikingjelly splits it for DeepEISNN. verify: refuse other than 1000 recordings a class. A recording is
+    read whenever its sample is asked for; nothing is written.
+    """
+    folders = [root / "CIFAR10DVS", root / "cifar10dvs", root]
+    inner = [folder / sub for folder in folders for sub in ("extract", "download", "")]  # spikingjelly's, or directly
+    base = next((f for f in inner if any((f / f"{CIFAR10[0]}{end}").exists() for end in ("", ".zip"))), None)
+    if base is None:
+        raise not_found("cifar10dvs", f"folder {CIFAR10[0]} or {CIFAR10[0]}.zip", folders)
+    parts: tuple[list[tuple[int, _Stream]], list[tuple[int, _Stream]]] = ([], [])
+    listing = ""
+    for label, name in enumerate(CIFAR10):
+        archive = base / f"{name}.zip"
+        tree = Tree(str(base)) if (base / name).exists() or not archive.exists() else Tree(str(archive), "")
+        sizes = sorted(tree.sizes([name]).items())
+        found = {file: size for file, size in sizes if re.fullmatch(r"\w+/[^/.][^/]*\.aedat", file)}
+        if len(found) < 2 or (verify and len(found) != 1000):
+            raise TrainError(
+                f"{tree.where(name)}: {len(found)} recordings (.aedat), expected {1000 if verify else '2 or more'}; "
+                f"download {archive.name} again"
+            )
+        listing += "".join(f"{file} {size}\n" for file, size in found.items())
+        for i, file in enumerate(found):
+            parts[i >= len(found) * 9 // 10].append((label, _Stream(tree, file)))
+    splits = []
+    for part in parts:
+        labels, streams = zip(*part, strict=True)
+        splits.append(Split(np.array(labels, dtype=np.int64), _Trials(streams, steps, bin_us)))
+    checksum = {"names and sizes": sha256(listing.encode())}  # hashing 8 GB would take long
+    source, shape = "CIFAR10-DVS (original files)", (2, _DVS_SIDE, _DVS_SIDE)
+    return Dataset("cifar10dvs", splits[0], splits[1], CIFAR10, shape, steps, source, checksum)

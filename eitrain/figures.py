@@ -1,8 +1,8 @@
-"""Pictures of a run: curves, confusion matrix, firing rates and the balance of +1 and -1 spikes."""
+"""Pictures of a run: curves, confusion matrix, firing rates, the balance of +1 and -1 spikes, and of E-I circuits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,24 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from eiexport import pictures
 from eiexport.files import replacing
+from eiexport.insight import Seen
+from eiexport.pictures import EXCITATORY, INHIBITORY, NEUTRAL
 from eitrain.fit import Score
 from eitrain.schedule import runs
 
 matplotlib.use("Agg")  # files only: no display needed
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
-EXCITATORY, INHIBITORY, NEUTRAL = "#c44e52", "#4c72b0", "#555555"
 PHASES = {"G": "#dd8452", "S": "#4c72b0", "M": "#8172b3", "P": "#64b5cd"}
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterator[Any]:
-    """Axes of a new figure, saved as PNG under its name when the block succeeds."""
-    fig, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+def figure(path: Path, width: float, height: float, columns: int = 1, **options: Any) -> Iterator[Any]:
+    """Axes of a new figure, saved as PNG under its name when the block succeeds; options: of `plt.subplots`."""
+    fig, axes = plt.subplots(**{"ncols": columns, "figsize": (width, height), "layout": "constrained"} | options)
     try:
         yield axes
         with replacing(path) as temporary:
@@ -115,6 +118,101 @@ def plasticity(rows: list[dict[str, Any]], path: Path) -> None:
             axes.invert_yaxis()
             axes.set(title=title, xlim=(0, 1) if key == "share" else (-1, 1))
             axes.tick_params(axis="y", labelsize=7)
+
+
+def circuits(rows: list[dict[str, Any]], path: Path) -> None:
+    """Over training, one line of panels a layer: currents, their balance, denominators, zeros, and the rate behind."""
+    rows = [r for r in rows if r.get("circuits")]
+    epochs, names = [r["epoch"] + 1 for r in rows], list(rows[-1]["circuits"])
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in names:
+        of = [r["circuits"][name] for r in rows]
+        found[name] = {k: np.array([np.nan if o[k] is None else o[k] for o in of], np.float64) for k in of[0]}
+    off, rate = (np.concatenate([found[n][k] for n in names]) for k in ("balance", "rate"))
+    off = np.nanmax(np.abs(off - 1), initial=0.04)
+    fixed = {"balance": (1 - 1.25 * off, 1 + 1.25 * off), "rate": (0, 1.1 * np.nanmax(rate, initial=0.01))}
+    options = {"nrows": len(names), "sharex": True, "squeeze": False}
+    with figure(path, 13, 1.0 + 1.45 * len(names), len(_PANELS), **options) as grid:
+        for name, line in zip(names, grid, strict=True):
+            for axes, (_, curves) in zip(line, _PANELS, strict=True):
+                _history(axes, epochs, found[name], curves, fixed.get(curves[0][0]))
+            line[0].set_ylabel(name, fontsize=9, fontweight="bold")
+            line[1].axhline(1, color=NEUTRAL, lw=0.8, ls=":")
+        for axes, (title, curves) in zip(grid[0], _PANELS, strict=True):
+            axes.set_title(title, fontsize=9, pad=28)
+            if len(curves) > 1:
+                place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3 if len(curves) > 2 else 1}
+                axes.legend(frameon=False, fontsize=7, borderpad=0.2, labelspacing=0.1, columnspacing=0.8, **place)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch", fontsize=8)
+
+
+# title, and (key, colour, label, style) of the curves; shares are drawn in percent
+_PANELS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
+    (
+        "currents",
+        (("excitation", EXCITATORY, "excitation W_EE x", ".-"), ("inhibition", INHIBITORY, "inhibition W_EI s", ".-")),
+    ),
+    ("inhibition : excitation", (("balance", NEUTRAL, "", ".-"),)),
+    (
+        "denominators",
+        (
+            ("denominator", NEUTRAL, "mean and standard deviation", ".-"),
+            ("denominator_least", NEUTRAL, "smallest other than 0", ":"),
+        ),
+    ),
+    (
+        "zeros (%)",
+        (
+            ("zeros", NEUTRAL, "share of denominators", ".-"),
+            ("silent", "#dd8452", "share of steps with zeros only", ".--"),
+        ),
+    ),
+    (
+        "weights at 0 (%)",
+        (
+            ("zero_excite", EXCITATORY, "W_EE", ".-"),
+            ("zero_inhibit", INHIBITORY, "W_IE", ".-"),
+            ("zero_spread", INHIBITORY, "W_EI", ".:"),
+        ),
+    ),
+    ("spikes per neuron and step", (("rate", NEUTRAL, "", ".-"),)),
+)
+_PERCENT = ("zeros", "silent", "zero_excite", "zero_inhibit", "zero_spread")
+
+
+def _history(
+    axes: Any,
+    epochs: list[int],
+    found: Mapping[str, np.ndarray],
+    curves: tuple[tuple[str, str, str, str], ...],
+    ends: tuple[float, float] | None,
+) -> None:
+    """Some measures of one layer over training, from 0 or between given ends; "none" where the layer has none."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7)
+    percent = curves[0][0] in _PERCENT
+    for key, colour, label, style in curves:
+        axes.plot(epochs, (100 if percent else 1) * found[key], style, color=colour, label=label, lw=1.2, ms=4)
+    if curves[0][0] == "denominator":
+        d, spread = found["denominator"], found["denominator_std"]
+        low = np.maximum(d - spread, found["denominator_least"])
+        axes.fill_between(epochs, low, d + spread, color=NEUTRAL, alpha=0.2, lw=0)
+    if np.isnan([found[k] for k, *_ in curves]).all():
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none", ha="center", va="center", fontsize=8, color=NEUTRAL, transform=axes.transAxes)
+        return
+    axes.set_ylim(*(ends or (0, max(axes.get_ylim()[1], 1.0) if percent else None)))
+    axes.grid(alpha=0.25)
+
+
+def circuit_samples(
+    seen: Mapping[str, Seen], labels: np.ndarray, classes: tuple[str, ...], path: Path, title: str
+) -> None:
+    """Inhibition against excitation of each sample, and the denominators of each class, for every layer."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(pictures.circuits({n: s.samples() for n, s in seen.items()}, title, labels, classes))
 
 
 def schedule(letters: str, rates: list[float], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn import functional
 
-from eiexport import calibrate, graph
+from eiexport import calibrate, divide, graph
 from eiexport.plans import Plan
 from eitrain import data, learning, recipes, runs
 from eitrain.architectures import classes_of
 from eitrain.cells import Cell
+from eitrain.circuits import SPARSE
 from eitrain.data import Dataset, Split
 from eitrain.errors import TrainError
 from eitrain.integer import IntegerNet
@@ -29,6 +30,7 @@ from eitrain.nets import SpikingNet
 from eitrain.recipes import Recipe
 from eitrain.runs import Run
 from eitrain.schedule import Phase
+from targets.denominators import denominators
 from targets.observe import observe
 from targets.pytorch import device_of
 
@@ -61,10 +63,11 @@ def prepare(recipe: Recipe, x: np.ndarray, generator: np.random.Generator, train
 
     x: images (B, C, H, W) in [0, 1], or event frames (B, T, C, H, W).
     """
-    if x.ndim == 5:
-        return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
     if recipe.augment and training:
         x = recipe.augmentation(x, generator)
+    x = recipe.augmentation.resize(x)
+    if x.ndim == 5:
+        return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
     if recipe.normalise:
         x = recipe.augmentation.normalise(x)
     if recipe.encoder == "rate":
@@ -165,13 +168,14 @@ class Fitting:
         train, held = data.split_validation(self.dataset.train.labels, recipe.validation, recipe.seed)
         self.train_indices, self.held_indices = train, held
         torch.manual_seed(recipe.seed)
-        net = recipe.net(self.dataset.shape, classes).laid_out(self.fabric.device)
+        net = recipe.net(recipe.shape(self.dataset.shape), classes).laid_out(self.fabric.device)
         self.names = [n for n, _ in net.named_parameters()]
-        optimiser = torch.optim.Adam(net.parameters(), recipe.lr)
+        optimiser = _optimiser(recipe, net)
         self.watched = tuple(
             dict.fromkeys(n for p in recipe.phases.phases if p.rule.local for n in learning.layers_of(net, p.layers))
         )
         self.labelled = labelled(self.dataset.train.labels, train, recipe)
+        self.notes: list[str] = []
         self.first, self.best = 0, -1.0
         self.best_weights: dict[str, Tensor] = {}
         self.rows: list[dict[str, Any]] = []
@@ -189,8 +193,18 @@ class Fitting:
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
         if self.recipe.quantize and start_from is None:
             raise TrainError("training in integers goes on from float weights: give --from RUN")
+        if self.recipe.divide != "exact" and start_from is None:
+            raise TrainError(f"divide = {self.recipe.divide!r} goes on from trained weights: give --from RUN")
         if start_from is not None:
             self._take_weights(net, start_from)
+        elif net.circuits and self.recipe.ei_init:
+            order = np.random.default_rng([self.recipe.seed, 0]).permutation(self.train_indices)[: self.recipe.batch]
+            x = prepare(self.recipe, self.dataset.train.batch(order), np.random.default_rng([self.recipe.seed, 3]))
+            if unheard := net.initialise(x, self.recipe.steps):
+                self.notes.append(
+                    f"E-I Init: {', '.join(unheard)} got no spikes from the first batch, and starts as for spikes of "
+                    f"probability {SPARSE}"
+                )
         if not self.fabric.is_global_zero:
             return
         path = self.run.path
@@ -212,15 +226,30 @@ class Fitting:
     def _calibrated(self, net: SpikingNet) -> Plan:
         """Scales for the integer network, chosen on training samples and kept from then on."""
         network = graph.check(net.graph())
-        picked = calibration_samples(self.recipe, self.train_indices)
-        chunks = (encode(self.recipe, self.dataset.train, picked[i : i + 50]) for i in range(0, len(picked), 50))
-        return calibrate.choose(network, observe(network, chunks), self.recipe.quantize)
+        return calibrate.choose(network, observe(network, self._calibrating()), self.recipe.quantize)
 
     def _take_weights(self, net: SpikingNet, source: Path) -> None:
         path = Run(source).checkpoint("best")
-        Run(source).recipe()  # says in one line what is no run folder
+        before = Run(source).recipe()  # says in one line what is no run folder
         weights, _ = runs.load(path)
-        runs.load_weights(net, weights, path)
+        if self.recipe.divide in ("exact", before.divide):
+            runs.load_weights(net, weights, path)
+            return
+        # the circuits' own division tells what takes its place
+        shape = self.recipe.shape(self.dataset.shape)
+        exact = replace(self.recipe, divide="exact").net(shape, len(self.dataset.classes))
+        own = exact.state_dict().keys()
+        runs.load_weights(exact, {k: v for k, v in weights.items() if k in own}, path)
+        net.load_state_dict(exact.state_dict(), strict=False)
+        network = graph.check(exact.graph())
+        for name, numbers in divide.choose(network, denominators(network, self._calibrating())).items():
+            if name in net.circuits:
+                net.circuits[name].calibrate(numbers)
+
+    def _calibrating(self) -> Iterator[np.ndarray]:
+        """Encoded training samples, by which numbers are chosen that stay."""
+        picked = calibration_samples(self.recipe, self.train_indices)
+        return (encode(self.recipe, self.dataset.train, picked[i : i + 50]) for i in range(0, len(picked), 50))
 
     def _resume(self, net: SpikingNet, optimiser: torch.optim.Optimizer) -> None:
         stored = self.run.recipe()
@@ -306,6 +335,9 @@ class Fitting:
             self.model, self.net, self.optimiser, phase, recipe.stdp(epoch), self.watched, fabric.backward, self._reduce
         )
         for i in range(batches):
+            if recipe.by_iteration:
+                for group in self.optimiser.param_groups:
+                    group["lr"] = recipe.lr_at(epoch + i / batches)
             part = order[i * recipe.batch : (i + 1) * recipe.batch]
             x = prepare(recipe, self.dataset.train.batch(part), generator, training=True).to(fabric.device)
             labels = torch.from_numpy(self.dataset.train.labels[part]).to(fabric.device)
@@ -320,6 +352,7 @@ class Fitting:
 
     def _store(self, epoch: int, accuracy: float) -> None:
         """best, metrics, last, and resume at the very end: it names the epoch that a later start goes on from."""
+        runs.dale(self.net, epoch)
         weights = dict(self.net.state_dict())
         if accuracy > self.best:
             self.best = accuracy
@@ -345,6 +378,12 @@ class Fitting:
         return found
 
 
+def _optimiser(recipe: Recipe, net: SpikingNet) -> torch.optim.Optimizer:
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.Adam(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+
+
 def labelled(labels: np.ndarray, train: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Training samples whose labels gradients may use: all, or `recipe.labels` of each class, drawn by the seed."""
     if not recipe.labels:
@@ -366,6 +405,6 @@ def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet 
     """The network as the run trained it, in float or in integers, and its checkpoint's metadata."""
     path, recipe = run.checkpoint(checkpoint), run.recipe()
     tensors, meta = runs.load(path)
-    net = recipe.net(dataset.shape, len(dataset.classes))
+    net = recipe.net(recipe.shape(dataset.shape), len(dataset.classes))
     runs.load_weights(net, tensors, path)
     return (IntegerNet(net, run.plan(recipe.quantize)) if recipe.quantize else net).eval(), meta

@@ -36,7 +36,7 @@ from eitrain.samples import Bytes, Dataset, Floats, Ints, Split, checked_labels
 
 DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR100 = tuple(
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
     "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
@@ -137,7 +137,7 @@ class _Cifar(NamedTuple):
 _CIFARS = {
     "cifar10": _Cifar(
         "CIFAR-10",
-        _CIFAR10,
+        CIFAR10,
         0,
         tuple(CIFAR_PY_MD5)[:5],
         "test_batch",
@@ -286,8 +286,8 @@ def _load_cifar10_jpeg(path: Path) -> Dataset:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if sum(member.file_size for member in arrays.zip.infolist()) > LARGEST:
                 raise ValueError(f"its arrays take more than {LARGEST} bytes")
-            if tuple(arrays["class_names"].tolist()) != _CIFAR10:
-                raise ValueError(f"class_names are not {', '.join(_CIFAR10)}")
+            if tuple(arrays["class_names"].tolist()) != CIFAR10:
+                raise ValueError(f"class_names are not {', '.join(CIFAR10)}")
             for part in ("train", "test"):
                 stream, offset, labels = (arrays[f"{part}_{key}"] for key in ("jpeg", "offset", "label"))
                 if stream.dtype != np.uint8 or offset.dtype.kind not in "iu" or labels.dtype.kind not in "iu":
@@ -303,7 +303,7 @@ def _load_cifar10_jpeg(path: Path) -> Dataset:
         raise TrainError(f"{path}: not the JPEG copy of CIFAR-10 ({err}); copy it again") from err
     checksum = {path.name: file_sha256(path)}
     source = "CIFAR-10 (JPEG copy, lossy)"
-    return Dataset("cifar10", splits[0], splits[1], _CIFAR10, (3, 32, 32), None, source, checksum)
+    return Dataset("cifar10", splits[0], splits[1], CIFAR10, (3, 32, 32), None, source, checksum)
 
 
 _TINY = "tiny-imagenet-200"

@@ -143,6 +143,7 @@ class Learner:
                 for name in self.layers:
                     self.net.connections[name].weight.grad = None
             self.optimiser.step()
+            self.net.project()
         reward = _reward(scores, labels) if self.layers and self.stdp.reward else None
         for name in self.layers:
             self._plastic(name, tape, reward)

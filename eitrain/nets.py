@@ -14,6 +14,7 @@ from eiexport import nodes
 from eiexport.graph import stamp
 from eiexport.ops import Ints
 from eitrain.cells import Cell, connection_node
+from eitrain.circuits import Circuit
 
 INPUT = "input"
 Sources = Mapping[str, tuple[str, ...]]
@@ -95,6 +96,41 @@ class SpikingNet(nn.Module):
     def connections(self) -> dict[str, Connection]:
         return {n: m for n, m in self.named_children() if isinstance(m, Connection)}
 
+    @property
+    def circuits(self) -> dict[str, Circuit]:
+        return {n: m for n, m in self.named_children() if isinstance(m, Circuit)}
+
+    def deploy(self, form: str) -> None:
+        """Circuits take a form of the division that a chip has; see `Circuit.deploy`."""
+        for circuit in self.circuits.values():
+            circuit.deploy(form)
+
+    def project(self) -> None:
+        """Circuits back onto Dale's law; does nothing to other networks."""
+        for circuit in self.circuits.values():
+            circuit.project()
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, steps: int) -> list[str]:
+        """E-I Init of every circuit, each from what the ones before it send; returns those that heard nothing.
+
+        x: a first batch as `forward` takes it.
+        """
+        silent: list[str] = []
+
+        def first(name: str, circuit: Circuit, rows: Tensor) -> None:
+            if not circuit.initialise(rows, max(1, steps * x.shape[1] // len(rows))):
+                silent.append(name)
+
+        hooks = [
+            c.register_forward_pre_hook(lambda c, args, n=n: first(n, c, args[0]))  # type: ignore[misc]
+            for n, c in self.circuits.items()
+        ]
+        self(x, steps)
+        for hook in hooks:
+            hook.remove()
+        return silent
+
     def way_out(self, connection: str) -> tuple[str, ...]:
         """What stands behind a connection up to and with the cell it feeds; ends without one at the network's end."""
         names: list[str] = []
@@ -172,7 +208,7 @@ class SpikingNet(nn.Module):
     @torch.no_grad()
     def _node(self, name: str, module: nn.Module, shape: Ints) -> Any:
         """The NIR node of one module for an input shape."""
-        if isinstance(module, Cell):
+        if isinstance(module, Cell | Circuit):
             return module.node(shape)
         if isinstance(module, nn.AvgPool2d):
             return nir.AvgPool2d(*_window(module))

@@ -24,6 +24,7 @@ from eiexport.files import replacing
 from eiexport.plans import Plan, plan_from_json
 from eitrain import recipes
 from eitrain.errors import TrainError
+from eitrain.nets import SpikingNet
 from eitrain.recipes import Recipe
 
 CHECKPOINTS = ("best", "last")
@@ -136,6 +137,16 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         if not torch.isfinite(tensor).all():
             raise TrainError(f"{path}: {name} holds NaN or infinite weights; the training diverged, lower lr")
     model.load_state_dict(tensors)
+    if isinstance(model, SpikingNet):
+        model.project()  # what a file holds may break Dale's law, a network may not
+
+
+def dale(model: SpikingNet, epoch: int) -> None:
+    """Raise TrainError where a circuit's weight or gain is negative: such a checkpoint must not be stored."""
+    for name, circuit in model.circuits.items():
+        for key, p in circuit.constrained.items():
+            if bool((p < 0).any()):
+                raise TrainError(f"epoch {epoch + 1}: {name}.{key} holds {float(p.min()):g}, against Dale's law")
 
 
 def provenance() -> dict[str, Any]:
@@ -158,7 +169,7 @@ def provenance() -> dict[str, Any]:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's moments and step counts as named tensors."""
+    """The optimiser's moments and step counts as named tensors."""
     found: dict[str, Tensor] = {}
     for index, entry in optimiser.state_dict()["state"].items():
         found |= {f"optimiser.{names[index]}.{key}": torch.as_tensor(v) for key, v in entry.items()}

@@ -34,12 +34,12 @@ class Watch:
     def step(self, name: str, step: Step) -> Step:
         """The same step, watched."""
         if isinstance(step, Dense | Conv):
-            return _overriding(step, {"drive": lambda own, ops, x: self._connection(name, own, ops, x)})
+            return overriding(step, {"drive": lambda own, ops, x: self._connection(name, own, ops, x)})
         if isinstance(step, Neuron) and step.neuron:
             watched = {"step": lambda own, ops, driven, state: self._neuron(name, own, ops, driven, state)}
             if isinstance(step, GatedFire):
                 watched["open"] = lambda own, ops, driven, fed: self._gate(name, own, ops, driven, fed)
-            return _overriding(step, watched)
+            return overriding(step, watched)
         return step
 
     def finish(self) -> dict[str, Observed]:
@@ -84,7 +84,7 @@ class Watch:
             kept.append(x[torch.as_tensor(pick, device=x.device)].cpu().numpy())
 
 
-def _overriding(step: Step, methods: dict[str, Any]) -> Step:
+def overriding(step: Step, methods: dict[str, Any]) -> Step:
     """An instance of a subclass of the step's own, with methods replaced."""
     return type(type(step).__name__, (type(step),), methods)(**vars(step))
 

@@ -153,7 +153,11 @@ def test_cifar100_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_no_program_may_download_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EITRAIN_DATA", raising=False)
-    for name, address in (("tinyimagenet", "cs231n.stanford.edu"), ("dvsgesture", "DvsGesture.tar.gz")):
+    for name, address in (
+        ("tinyimagenet", "cs231n.stanford.edu"),
+        ("dvsgesture", "DvsGesture.tar.gz"),
+        ("cifar10dvs", "airplane.zip to truck.zip"),
+    ):
         refused([name, "no direct download", address, "--data-dir"], load, name)
 
 
