@@ -460,17 +460,17 @@ PREPARE: dict[str, Callable[[Any, Clock], Step]] = {"EICircuit": _circuit, "IntC
 # --- folding
 
 
-def fold(step: Circuit) -> tuple[np.ndarray, np.ndarray]:
-    """(weight, bias) of the one connection, of excite's geometry, that a linear circuit is; GraphError for others.
+def fold(step: Circuit) -> tuple[Any, Any]:
+    """(weight, bias or None) of the one connection, of excite's geometry, that a linear circuit is; NumPy or torch.
 
-    `gain (W_EE - W_EI W_IE)`, bias: since x and W_IE are not negative, the relu does nothing.
+    `gain (W_EE - W_EI W_IE)`, bias: since x and W_IE are not negative, the relu does nothing. Raises GraphError for
+    circuits that divide by what their input brings.
     """
     if not step.linear:
         raise GraphError(f"divides by what its input brings (form {step.form!r}), so it is no connection")
     w, wi = step.excite.weight, step.inhibit.weight
-    spread = step.spread.weight.reshape(len(w), len(wi))
-    folded = w - (spread @ wi.reshape(len(wi), -1)).reshape(w.shape)
+    taken = step.spread.weight.reshape(len(w), len(wi)) @ wi.reshape(len(wi), -1)
+    folded = w - taken.reshape(w.shape)
     if step.gain_e is not None:
-        folded = folded * np.broadcast_to(np.ravel(step.gain_e), len(w)).reshape(-1, *[1] * (w.ndim - 1))
-    bias = np.zeros(len(w)) if step.bias is None else np.broadcast_to(np.ravel(step.bias), len(w)).copy()
-    return folded, bias
+        folded = folded * step.gain_e.reshape(-1, *[1] * (w.ndim - 1))
+    return folded, None if step.bias is None else step.bias.reshape(-1)

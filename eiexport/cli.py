@@ -66,6 +66,17 @@ def main_command(
         str | None,
         typer.Option(help="With --standard-nir: float32 or float64, in which its readers compute; default float32."),
     ] = None,
+    recurrence: Annotated[
+        str | None,
+        typer.Option(help="With --standard-nir: explicit or implicit, one-step Delays written or left to readers."),
+    ] = None,
+    division: Annotated[
+        str | None,
+        typer.Option("--divide", help="Circuits: exact, frozen, shift or table; a chip has no other.", metavar="FORM"),
+    ] = None,
+    dale: Annotated[
+        str, typer.Option(help="Circuits without division: fold into one connection, or keep apart.")
+    ] = "fold",
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Node kinds x targets: how exact, held against what.")
     ] = False,
@@ -87,16 +98,17 @@ def main_command(
             from eiexport.session import Settings
 
             _verify(quantize, channels, calibration, budget, chip)
-            lowered = _standard(standard, dtype, quantize)
-            chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, lowered)
-            settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen)
+            _circuits(division, dale)
+            lowered = _standard(standard, dtype, recurrence, quantize)
+            chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, *lowered)
+            settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen, division, dale)
             code = _export(model, settings, source, samples, out, checkpoint, calibration)
     raise typer.Exit(code)
 
 
 def _verify(quantize: int | None, channels: bool, calibration: Path | None, budget: float | None, chip: str) -> None:
     """Refuse options that contradict each other, before anything is read."""
-    given = {"--per-channel": channels, "--calibration": calibration is not None}
+    given = {"--per-channel": channels}
     if quantize is None and (alone := [k for k, on in given.items() if on]):
         raise ExportError(f"{alone[0]} needs --quantize BITS")
     if budget is not None and not budget >= 0:
@@ -105,17 +117,29 @@ def _verify(quantize: int | None, channels: bool, calibration: Path | None, budg
         raise ExportError(f"unknown chip {chip!r}; valid: {', '.join(CHIPS)}")
 
 
-def _standard(standard: bool, dtype: str | None, quantize: int | None) -> str | None:
-    """The dtype to lower to stock NIR for, or None; refuses options that contradict each other."""
-    from eiexport.standard import DTYPES
+def _circuits(division: str | None, dale: str) -> None:
+    from eiexport.divide import DALE, FORMS
 
-    if dtype is not None and not standard:
-        raise ExportError("--dtype needs --standard-nir")
-    if dtype not in (None, *DTYPES):
-        raise ExportError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
+    if division not in (None, *FORMS):
+        raise ExportError(f"--divide {division}; valid: {', '.join(FORMS)}")
+    if dale not in DALE:
+        raise ExportError(f"--dale {dale}; valid: {', '.join(DALE)}")
+
+
+def _standard(
+    standard: bool, dtype: str | None, recurrence: str | None, quantize: int | None
+) -> tuple[str | None, str]:
+    """The dtype to lower to stock NIR for, or None, and the recurrence; refuses options that contradict each other."""
+    from eiexport.standard import DTYPES, RECURRENCES
+
+    for option, given, valid in (("dtype", dtype, DTYPES), ("recurrence", recurrence, RECURRENCES)):
+        if given is not None and not standard:
+            raise ExportError(f"--{option} needs --standard-nir")
+        if given not in (None, *valid):
+            raise ExportError(f"unknown {option} {given!r}; valid: {', '.join(valid)}")
     if standard and quantize is not None:
         raise ExportError("--standard-nir writes a float graph and --quantize an integer one: give one of them")
-    return (dtype or DTYPES[0]) if standard else None
+    return (dtype or DTYPES[0]) if standard else None, recurrence or RECURRENCES[0]
 
 
 def _export(

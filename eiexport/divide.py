@@ -146,8 +146,9 @@ def fold(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = 
     return _restamped(graph, found, dale="folded") if folded else graph
 
 
-def connection(node: EICircuit, weight: np.ndarray, bias: np.ndarray) -> nir.ir.NIRNode:
+def connection(node: EICircuit, weight: np.ndarray, bias: np.ndarray | None) -> nir.ir.NIRNode:
     """A stock connection of the circuit's geometry."""
+    bias = np.zeros(len(weight)) if bias is None else np.broadcast_to(bias, len(weight)).copy()
     if weight.ndim == 2:
         return nir.Affine(weight, bias)
     like = node.excite

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from typing import Any
 import nir
 import numpy as np
 
-from eiexport import graph, passes, report, standard
+from eiexport import graph, lossy, passes, report, standard
 from eiexport.alphabet import Alphabet
 from eiexport.check import ExecutionCheck, judge, judge_whole
 from eiexport.errors import ExportError, TraceError
 from eiexport.graph import Network
-from eiexport.lossy import lower
 from eiexport.model import FlatView, Model, alphabet_of, widest
 from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
@@ -37,7 +36,10 @@ class Settings:
     """What the user chose; dt and integrator only where the graph does not say them.
 
     quantize: bits of the weights; channels: one weight scale an output channel; calibrate: samples to choose scales by;
-    budget: points of accuracy that quantisation may cost; standard: the dtype to lower to stock nodes for, or None.
+    budget: points of accuracy that quantisation may cost; standard: the dtype to lower to stock nodes for, or None;
+    recurrence: "explicit" or "implicit", whether these hold the one-step delays of the cycles they make;
+    divide: the form that circuits divide in, None: as they do; dale: "fold" linear circuits into one connection each,
+    or keep their matrices "apart".
     """
 
     targets: tuple[str, ...]
@@ -52,6 +54,9 @@ class Settings:
     chip: str = "loihi2"
     strict: bool = False
     standard: str | None = None
+    recurrence: str = "explicit"
+    divide: str | None = None
+    dale: str = "fold"
 
     def target(self, name: str) -> Any:
         """The engine, made with what the user chose."""
@@ -71,10 +76,13 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     names = list(dict.fromkeys(settings.targets))
     for name in names:
         settings.target(name)  # an unknown name or device is refused before anything is written
+    model, division = lossy.divided(model, settings, progress)
     prepared, notes = passes.insert_delays(model.graph, settings.dt, settings.integrator)
+    if notes:
+        prepared = standard.delays_written(prepared)
     network = graph.check(prepared, settings.dt, settings.integrator)
     stock = _standard(model, prepared, settings)
-    quantised = lower(model, network, settings, progress)
+    quantised = lossy.lower(model, network, settings, progress)
     if not network.integer and quantised is None and settings.standard != "float64":
         names = _expand(names)
     first = next(model.chunks(1))
@@ -97,14 +105,18 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     notes = [*model.notes, *notes]
     lowered = None
     if stock is not None:
-        notes += standard.remarks(prepared, stock, written)
-        lowered = graph.check(stock, alphabet=alphabet)
+        notes += standard.remarks(prepared, stock, written, settings.recurrence)
+        ran, added = passes.insert_delays(stock)
+        notes += added
+        lowered = graph.check(ran, alphabet=alphabet)
     with TraceFile(out / entered) as file:
         session = Session(model, network, FlatView(file, network.input), settings, size, progress, lowered)
         if quantised is None:
             result = session.compare(names, notes)
         else:
             result = quantised.export(session, names, notes)
+        if division is not None:
+            result.division = replace(division, accuracy=(result.float_row or result.reference).accuracy)
     report.write(result, out)
     return result
 
@@ -115,7 +127,8 @@ def _standard(model: Model, prepared: nir.NIRGraph, settings: Settings) -> nir.N
         return None
     if model.plan is not None or settings.quantize is not None:
         raise ExportError("--standard-nir writes a float graph, and this export makes an integer one: do them apart")
-    return standard.to_standard_nir(prepared, settings.standard, settings.dt, settings.integrator)
+    clock = (settings.dt, settings.integrator)
+    return standard.to_standard_nir(prepared, settings.standard, *clock, settings.recurrence)
 
 
 def _clear(out: Path, names: Sequence[str], kept: Path) -> None:
@@ -245,7 +258,7 @@ class Session:
                 done += samples
                 self.progress(f"running {name}", done, len(self.x))
 
-            row.processes = {n: target.process(network, n) for n in self.network.recorded}
+            row.processes = {n: self._process(target, network, n) for n in self.network.recorded}
             row.evidence = target.evidence_for(network) if reference else "itself"
             # integers have to agree in their registers too
             probe = {"probe": True} if self.network.integer else {}
@@ -263,6 +276,11 @@ class Session:
             row.evidence = ""  # nothing came of it, so it rests on nothing
         return row
 
+    def _process(self, target: Any, ran: Network, name: str) -> str:
+        """Of a node that is several in the standard form: the engine's own only if all of them are."""
+        kinds = {target.process(ran, n) for n in standard.stands_for(self.network, ran, name)}
+        return kinds.pop() if len(kinds) == 1 else "custom"
+
     def _costs(self, target: Any, name: str) -> dict[str, Any]:
         """Counted on the first chunk of samples: enough for averages."""
         with TraceFile(self.settings.out / "traces" / f"{name}.h5") as file:
@@ -271,7 +289,10 @@ class Session:
 
     def _compare(self, row: Row, chunks: Iterator[Trace], reference: Row | None) -> None:
         began, checking, start = time.perf_counter(), 0.0, 0
-        check = None if self.network.integer else ExecutionCheck(self.network, row.dtype)
+        meant = self.network
+        if reference is not None and self.lowered is not None:
+            meant = standard.as_run(meant, self.lowered)
+        check = None if meant.integer else ExecutionCheck(meant, row.dtype)
         if check is None:
             row.dtype = "int32"
         out = self.settings.out

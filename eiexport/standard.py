@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import nir
 import numpy as np
 
 from eiexport import graph as graphs
+from eiexport.circuits import Circuit, IntCircuitStep
 from eiexport.connections import MaxPool
 from eiexport.errors import GraphError
 from eiexport.graph import ANY, Network
@@ -104,9 +104,6 @@ class LateReset(Neuron):
     inner: LeakyFire
     back: np.ndarray
 
-    def alphabet(self, a: Any) -> Any:
-        return self.inner.alphabet(a)
-
     def init(self, ops: Ops, shape: Ints) -> State:
         return *self.inner.init(ops, shape), ops.zeros(shape)
 
@@ -154,8 +151,8 @@ def delays_written(graph: nir.NIRGraph) -> nir.NIRGraph:
     return nir.NIRGraph(dict(graph.nodes), list(graph.edges), metadata=metadata, type_check=False)
 
 
-def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path) -> list[str]:
-    """What the user should know of a standard form that was written to `path`, in words."""
+def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path, recurrence: str = EXPLICIT) -> list[str]:
+    """What the user should know of a standard form that was made with `recurrence` and written to `path`, in words."""
     became = [
         f"{n!r} {type(node).__name__} as {type(after.nodes[n]).__name__}"
         for n, node in before.nodes.items()
@@ -170,13 +167,14 @@ def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path) -> list[str]:
     if soft := _cycles(before, after):
         told.append(
             f"{', '.join(map(repr, soft))}: the soft reset comes back through a cycle, the same sums in another order: "
-            "equal up to rounding, so a membrane within rounding of its threshold may be decided otherwise; exact while "
-            "all sums fit the dtype"
+            "equal up to rounding, and a membrane within rounding of its threshold may be decided otherwise (exact "
+            "while all sums fit the dtype)"
         )
-    if _provenance(after).get("recurrence") == IMPLICIT:
+    if recurrence == IMPLICIT:
         told.append(
-            f"{path.name} leaves the one-step delay of these cycles to its readers, on the edge into the LI or I; "
-            "the targets here get it as a Delay node"
+            f"{path.name} leaves the one-step delay of these cycles to its readers; the targets here get it as a node"
+            if soft
+            else "no soft reset was lowered, so --recurrence implicit left nothing out: Delays that the graph has stay"
         )
     try:
         nir.read(path)
@@ -200,6 +198,9 @@ def _plain(step: Step) -> LeakyFire:
     if isinstance(step, GatedFire):
         raise GraphError("has gates, which no stock nodes express")
     if not isinstance(step, LeakyFire):
+        if isinstance(step, Circuit) and not isinstance(step, IntCircuitStep):
+            why = "give it folded into one connection" if step.linear else "and no stock node divides by a signal"
+            raise GraphError(f"is a circuit of form {step.form!r}, {why}")
         raise GraphError("computes in whole numbers, which no stock node does: export the float network")
     if step.lower is not None:
         raise GraphError("has two thresholds, whose stock form is not written yet")
@@ -210,11 +211,10 @@ def _plain(step: Step) -> LeakyFire:
 
 def _neuron(step: LeakyFire, shape: Ints, clock: Clock, dtype: str) -> tuple[nir.ir.NIRNode, bool]:
     """IF or LIF, and whether it means the same in every dtype."""
-    ge = step.compare == "ge"
-    fire = {"v_threshold": next_below(step.threshold, dtype) if ge else step.threshold}
-    fire["v_reset"] = np.zeros(()) if step.v_reset is None else step.v_reset
+    v_reset = np.zeros(()) if step.v_reset is None else step.v_reset
+    fire = {"v_threshold": _passed(step, dtype), "v_reset": v_reset}
     found, exact = _leaky((nir.IF, nir.LIF), fire, step, shape, clock, dtype)
-    return found, exact and not ge
+    return found, exact and step.compare == "gt"
 
 
 def _soft(
@@ -229,36 +229,36 @@ def _soft(
     V is the membrane before its reset: what would have been taken away in step t - 1 has leaked once by step t, and
     enters there through the gain. Without a Delay the graph leaves this one step to its reader.
     """
-    shape, clock, ge = network.shapes[name], network.clock, step.compare == "ge"
-    held, back, line = names = [f"{name}_{part}" for part in ("v", "reset", "delay")]
-    for i, added in enumerate(names):
-        while added in network.graph.nodes or added in found:
-            added += "_"
-        names[i] = added
-    held, back, line = names
+    shape, clock = network.shapes[name], network.clock
+    held, back, line = (_free(f"{name}_{part}", network, found) for part in ("v", "reset", "delay"))
     scale = _back(step)
     with np.errstate(over="ignore", under="ignore"):
         taken = scale.astype(dtype)
     if (lost := ~np.isfinite(taken) | ((taken == 0) != (scale == 0))).any():
         raise GraphError(f"takes {abs(scale[lost].flat[0]):g} back with its input, which {dtype} does not hold")
     found[held], exact = _leaky((nir.I, nir.LI), {}, step, shape, clock, dtype)
-    threshold = next_below(step.threshold, dtype) if ge else step.threshold
-    found[name] = nir.Threshold(np.broadcast_to(threshold, shape).copy())
+    found[name] = nir.Threshold(np.broadcast_to(_passed(step, dtype), shape).copy())
     found[back] = nir.Scale(np.broadcast_to(scale, shape).copy())
     way = [name, back, held]
     if how == EXPLICIT:
         found[line] = nir.Delay(np.full(shape, clock.dt))
         way.insert(1, line)
     edges = [(a, held if b == name else b) for a, b in edges]
-    return [*edges, (held, name), *pairwise(way)], exact and not ge
+    return [*edges, (held, name), *pairwise(way)], exact and step.compare == "gt"
+
+
+def _free(name: str, network: Network, found: dict[str, nir.ir.NIRNode]) -> str:
+    while name in network.graph.nodes or name in found:
+        name += "_"
+    return name
 
 
 def _back(step: LeakyFire) -> np.ndarray:
     """What a spike adds to the next step's input, so that the membrane loses its threshold: -threshold * decay / gain.
 
-    0 - ... has no -0. Raises GraphError where an input of gain 0 cannot carry it.
+    Nowhere -0. Raises GraphError where an input of gain 0 cannot carry it.
     """
-    gain = np.ones(()) if step.gain is None else step.gain
+    gain = _gain(step)
     if not gain.all():
         raise GraphError("has gain 0, and its reset could not come back with its input")
     return uniform(0 - step.threshold * step.decay / gain)
@@ -268,8 +268,7 @@ def _leaky(
     kinds: Kinds, fixed: Values, step: LeakyFire, shape: Ints, clock: Clock, dtype: str
 ) -> tuple[nir.ir.NIRNode, bool]:
     """A node with the step's decay and gain and the parameters `fixed`, and whether exactly so in float64."""
-    gain = np.ones(()) if step.gain is None else step.gain
-    leaks = step.decay < 1
+    gain, leaks = _gain(step), step.decay < 1
     if leaks.all() != leaks.any():
         raise GraphError("has decay 1 in some neurons and less in others: split it into two nodes")
     kind, guess = kinds[0], {"r": gain / clock.dt}
@@ -286,6 +285,15 @@ def _leaky(
 
     values, exact = _search(stock, guess, step.decay, gain, clock, dtype)
     return stock(values, shape), exact
+
+
+def _gain(step: Leaky) -> np.ndarray:
+    return np.ones(()) if step.gain is None else step.gain
+
+
+def _passed(step: LeakyFire, dtype: str) -> np.ndarray:
+    """The threshold of a stock node, which fires above it alone."""
+    return next_below(step.threshold, dtype) if step.compare == "ge" else step.threshold
 
 
 def next_below(threshold: np.ndarray, dtype: str) -> np.ndarray:
@@ -319,7 +327,7 @@ def _search(
             tried["tau"] = np.maximum(tried["tau"], clock.dt)
         step = prepare(stock(tried, size), clock)
         assert isinstance(step, Leaky)
-        pairs = ((step.decay, decay), (np.ones(()) if step.gain is None else step.gain, gain))
+        pairs = ((step.decay, decay), (_gain(step), gain))
         held = np.logical_and(*(a.astype(dtype) == b.astype(dtype) for a, b in pairs))
         exact = np.logical_and(*(a == b for a, b in pairs))
         score = np.broadcast_to(held.astype(int) + (held & exact), size)
@@ -342,17 +350,13 @@ def _moved(a: np.ndarray, ulps: int) -> np.ndarray:
     return a
 
 
-def _pool(
-    network: Network, name: str, step: MaxPool, found: dict[str, nir.ir.NIRNode], edges: Edges
-) -> Edges:
+def _pool(network: Network, name: str, step: MaxPool, found: dict[str, nir.ir.NIRNode], edges: Edges) -> Edges:
     """A maximum of spikes as their sum and a threshold, which takes the node's name; returns the edges."""
     (first, *rest) = (network.alphabets[s] for s in network.sources[name])
     total = sum(rest, first)
     if total.kind != "binary":
         raise GraphError(f"takes the maximum of {total}, where stock nodes have one for spikes of 0 and 1 alone")
-    pooled = f"{name}_sum"
-    while pooled in network.graph.nodes:
-        pooled += "_"
+    pooled = _free(f"{name}_sum", network, found)
     found[pooled] = nir.SumPool2d(*(np.array(v) for v in (step.kernel, step.window.stride, step.window.padding)))
     found[name] = nir.Threshold(np.full(network.shapes[name], 0.5))
     return [*((a, pooled if b == name else b) for a, b in edges), (pooled, name)]

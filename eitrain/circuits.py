@@ -115,34 +115,43 @@ class Circuit(nn.Module):
         for name, buffer in self.named_buffers(recurse=False):
             buffer.copy_(torch.as_tensor(np.asarray(getattr(numbers, name))))
 
-    def step(self) -> circuits.Circuit:
-        """The layer's step with live parameters."""
+    def step(self, dtype: torch.dtype | None = None) -> circuits.Circuit:
+        """The layer's step with live parameters, in their own dtype or another."""
         conv = bool(self.kernel)
+
+        def cast(values: Tensor) -> Tensor:
+            return values if dtype is None else values.to(dtype)
 
         def part(weight: Tensor, kernel: int, stride: int) -> Any:
             if not conv:
-                return Dense(weight, None)  # type: ignore[arg-type]
-            return Conv(weight, None, Window((stride,) * 2, (kernel // 2,) * 2, (1, 1)))  # type: ignore[arg-type]
+                return Dense(cast(weight), None)  # type: ignore[arg-type]
+            return Conv(cast(weight), None, Window((stride,) * 2, (kernel // 2,) * 2, (1, 1)))  # type: ignore[arg-type]
 
         def over(values: Tensor) -> Any:
             return values.view(-1, 1, 1) if conv else values
 
         parts = {"excite": part(self.w_ee, self.kernel, self.stride)}
         parts |= {"inhibit": part(self.w_ie, self.kernel, self.stride), "spread": part(self.w_ei, 1, 1)}
-        fan_in = self.w_ee[0].numel()
+        parts["fan_in"] = self.w_ee[0].numel()
         if self.readout:
-            return circuits.Circuit(**parts, form="none", fan_in=fan_in)
-        rest: dict[str, Any] = {"gain_i": over(self.g_i), "gain_e": over(self.g_e), "bias": over(self.b_e)}
+            return circuits.Circuit(**parts, form="none")
+        gain = cast(self.g_e)
         if self.form == "frozen":
-            rest["gain_e"] = over(self.g_e / self.get_buffer("denominator"))
-        elif self.form == "exact" and not hasattr(self, "epsilon"):
-            rest |= {} if self.prop.stabilise else {"zero": "constant", "epsilon": TINY}
-        else:
-            rest |= {"zero": "constant", "epsilon": self.epsilon}
+            gain = gain / cast(self.get_buffer("denominator"))
+        rest: dict[str, Any] = {"gain_i": over(cast(self.g_i)), "gain_e": over(gain), "bias": over(cast(self.b_e))}
+        if self.form in DIVIDING and self.fills is not None:
+            rest |= {"zero": "constant", "epsilon": self.fills}
         if self.form == "table":
             values = circuits.reciprocals(circuits.TABLE_BITS) / (1 << circuits.RECIPROCAL_BITS)
-            rest["table"] = self.w_ee.new_tensor(values)
-        return circuits.Circuit(**parts, form=self.form, fan_in=fan_in, **rest)
+            rest["table"] = cast(self.w_ee.new_tensor(values))
+        return circuits.Circuit(**parts, form=self.form, **rest)
+
+    @property
+    def fills(self) -> Tensor | float | None:
+        """The constant that zeros of D become; None: the smallest other value of the sample."""
+        if self.form in DIVIDING and "epsilon" in dict(self.named_buffers(recurse=False)):
+            return self.get_buffer("epsilon")
+        return None if self.prop.stabilise else TINY
 
     def forward(self, x: Tensor) -> Tensor:
         """I (N, ...) of rows x, each one step of one sample."""
@@ -181,6 +190,10 @@ class Circuit(nn.Module):
         self.g_i.fill_(math.sqrt(q + r) / (math.sqrt(d) * e))
         return heard
 
+    def folded(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) of the one connection that a readout, or a frozen circuit, is; gradients flow to all of it."""
+        return circuits.fold(self.step(dtype))
+
     def node(self, shape: Ints) -> EICircuit:
         """This layer as a NIR node for inputs of `shape`, weights in the dtype they were trained in."""
 
@@ -201,8 +214,8 @@ class Circuit(nn.Module):
         given: dict[str, Any] = {"gain_i": array(self.g_i), "gain_e": array(self.g_e), "bias": array(self.b_e)}
         if self.form == "frozen":
             given["denominator"] = array(self.get_buffer("denominator"))
-        elif self.form in DIVIDING and (hasattr(self, "epsilon") or not self.prop.stabilise):
-            given |= {"zero": "constant", "epsilon": float(getattr(self, "epsilon", TINY))}
+        elif self.fills is not None:
+            given |= {"zero": "constant", "epsilon": float(self.fills)}
         return EICircuit(*parts, form=self.form, **given)
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from eiexport import calibrate, divide, graph
 from eiexport.plans import Plan
-from eitrain import data, learning, recipes, runs
+from eitrain import data, insight, learning, recipes, runs
 from eitrain.architectures import classes_of
 from eitrain.cells import Cell
 from eitrain.circuits import SPARSE
@@ -225,7 +225,7 @@ class Fitting:
 
     def _calibrated(self, net: SpikingNet) -> Plan:
         """Scales for the integer network, chosen on training samples and kept from then on."""
-        network = graph.check(net.graph())
+        network = graph.check(divide.fold(net.graph()))
         return calibrate.choose(network, observe(network, self._calibrating()), self.recipe.quantize)
 
     def _take_weights(self, net: SpikingNet, source: Path) -> None:
@@ -306,6 +306,9 @@ class Fitting:
             row |= {"val_accuracy": held.accuracy, "test_accuracy": test.accuracy, "lr": self.recipe.lr_at(epoch)}
             if self.watched:
                 row |= {"updates": updates, "stdp_layers": list(learning.layers_trained(self.net, phase))}
+            if self.net.circuits:
+                x, _ = watched(self.recipe, self.dataset.train, self.held_indices)
+                row["circuits"] = insight.measure(self.net, x.to(self.fabric.device), self.recipe.steps)
             row |= {"silent": test.silent, "layers": test.layers, "seconds": round(time.perf_counter() - began, 3)}
             self.rows.append(row)
             if self.fabric.is_global_zero:
@@ -399,6 +402,13 @@ def labelled(labels: np.ndarray, train: np.ndarray, recipe: Recipe) -> np.ndarra
 def calibration_samples(recipe: Recipe, train: np.ndarray, most: int = 100) -> np.ndarray:
     """Training samples that scales are chosen by: never test samples, nor those that choose the best epoch."""
     return np.random.default_rng([recipe.seed, 1]).permutation(train)[:most]
+
+
+def watched(recipe: Recipe, split: Split, held: np.ndarray, most: int = 64) -> tuple[Tensor, np.ndarray]:
+    """(network input, labels) of the validation samples that circuits are watched on: the same after every epoch."""
+    generator = np.random.default_rng([recipe.seed, 4])
+    picked = generator.permutation(held)[:most]
+    return prepare(recipe, split.batch(picked), generator), split.labels[picked]
 
 
 def load_model(run: Run, checkpoint: str, dataset: Dataset) -> tuple[SpikingNet | IntegerNet, dict[str, Any]]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from eiexport import divide, quantise
 from eiexport import graph as graphs
-from eiexport import quantise
 from eiexport.connections import Conv
 from eiexport.explicit import explicit
 from eiexport.integers import ALIGN, TOP, IntConvStep, IntGatedFire
@@ -145,7 +145,7 @@ class IntegerNet(nn.Module):
     def __init__(self, net: SpikingNet, plan: Plan) -> None:
         super().__init__()
         self.net, self.plan = net, plan
-        network = explicit(graphs.check(net.graph()))
+        network = explicit(graphs.check(divide.fold(net.graph())))
         self._found = quantise.layers(network, plan.input_scale)
         self.network = graphs.check(quantise.apply(network, plan), alphabet=plan.alphabet)
         # whether a sum fits 24 bits was proven for the weights of now, and training moves them
@@ -195,7 +195,7 @@ class IntegerNet(nn.Module):
             plan = self.plan.layers[name]
             register = None
             for c in layer.weights:
-                if c not in self.net.connections:
+                if c not in self.net.connections and c not in self.net.circuits:
                     if isinstance(layer, Layer) and isinstance(layer.step, Threshold):
                         live[c] = _WindowSums(**vars(steps[c]))
                     continue

@@ -143,11 +143,14 @@ class SpikingNet(nn.Module):
         return tuple(names)
 
     def folded(self, connection: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) of a connection with the BatchNorm behind it, as it evaluates; gradients flow to all of them.
+        """(weight, bias) of a connection with the BatchNorm behind it, as it evaluates, or of a circuit that is one.
 
+        Gradients flow to all of them.
         w' = w gamma / sqrt(var + eps), b' = beta + (b - mean) gamma / sqrt(var + eps), computed in `dtype`.
         """
         module: Any = self.get_submodule(connection)
+        if isinstance(module, Circuit):
+            return module.folded(dtype)
         weight, bias = (None if p is None else p.to(dtype or p.dtype) for p in (module.weight, module.bias))
         assert weight is not None
         if (norm := self._norm_of(connection)) is None:

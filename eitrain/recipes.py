@@ -129,9 +129,9 @@ def _deepei() -> Iterator[Recipe]:
         yield replace(_DEEPEI, name=name, data="cifar10dvs", architecture=k, steps=10, **events)
     yield replace(_DEEPEI, name="deepei-dvsgesture", data="dvsgesture", steps=16, **events)
     # ours, for two cores: narrow, few epochs, a rate that gets somewhere in them
-    quick: dict[str, Any] = {"lr": 2e-2, "warmup": 1, "start_lr": 1e-4, "augment": False, "width": 16, "batch": 64}
+    quick: dict[str, Any] = {"lr": 5e-3, "warmup": 1, "start_lr": 1e-4, "augment": False, "width": 16, "batch": 64}
     for data, epochs, more in (
-        ("digits", 20, {"architecture": "vgg5", "batch": 32, "validation": 0.15}),
+        ("digits", 20, {"architecture": "vgg5", "width": 32, "lr": 1e-2, "batch": 32, "validation": 0.15}),
         ("mnist", 5, {}),
         ("fashion", 8, {}),
     ):
@@ -190,22 +190,22 @@ def fine_tuning(recipe: Recipe, *, from_weights: bool) -> Recipe:
     if recipe.quantize:
         return recipe  # it was fine-tuning already
     # integers are trained by gradients
-    return replace(_gentle(recipe), schedule="G", resume_from_best=False)
+    return replace(_going_on(recipe, 0.1, 4), schedule="G", resume_from_best=False)
 
 
 def deployed(recipe: Recipe, form: str, *, from_weights: bool) -> Recipe:
-    """The recipe for training on with a division that a chip has: a tenth of the rate, cosine, at most 4 epochs."""
+    """The recipe for training on with a division that a chip has: half the rate, at most 8 epochs."""
     if recipe.system != "deepei" or recipe.batchnorm:
         raise TrainError(f"--divide {form}: {recipe.name} has no circuits, and so no division")
     if not from_weights:
         raise TrainError("--divide trains on from a run's weights: give --from RUN")
     if recipe.divide != "exact":
         return replace(recipe, divide=form)  # it was fine-tuning already
-    return replace(_gentle(recipe), divide=form)
+    return replace(_going_on(recipe, 0.5, 8), divide=form)
 
 
-def _gentle(recipe: Recipe) -> Recipe:
-    """For training on: a tenth of the learning rate, at most 4 epochs, no warm-up."""
-    epochs = min(recipe.epochs, 4)
+def _going_on(recipe: Recipe, rate: float, most: int) -> Recipe:
+    """For training on: a share of the learning rate, at most so many epochs, no warm-up."""
+    epochs = min(recipe.epochs, most)
     cosine = epochs if recipe.system == "deepei" else recipe.cosine
-    return replace(recipe, lr=recipe.lr / 10, start_lr=0.0, epochs=epochs, cosine=cosine, warmup=0)
+    return replace(recipe, lr=recipe.lr * rate, epochs=epochs, cosine=cosine, warmup=0)

@@ -219,7 +219,12 @@ def test_the_graph_itself_is_left_alone_and_says_what_was_done() -> None:
     about = after.metadata["eiexport"]
     told = {k: about[k] for k in ("dtype", "exact_for", "dt", "integrator")}
     assert told == {"dtype": "float32", "exact_for": "float32", "dt": 1.0, "integrator": "euler"}
-    assert about["provenance"] == {"tool": "somebody", "epoch": 3, "standard_nir": "float32"}
+    assert about["provenance"] == {
+        "tool": "somebody",
+        "epoch": 3,
+        "standard_nir": "float32",
+        "recurrence": "explicit",
+    }
     # done again it stays what it is, and is not called exact in another dtype
     assert made_for(to_standard_nir(after, "float32")) == "float32"
     with pytest.raises(GraphError, match="made for float32 and is not exact in float64"):
@@ -236,7 +241,6 @@ def test_a_gated_node_without_gates_is_its_neuron() -> None:
 
 N = Numbers(9, True)
 REFUSED: dict[str, tuple[nir.NIRGraph, tuple[str, ...]]] = {
-    "soft reset": (chain((2,), lif((2,), decay=0.5, threshold=1, reset="subtract")), ("'n0'", "reset 'subtract'")),
     "no reset": (chain((2,), lif((2,), decay=0.5, threshold=1, reset="none")), ("'n0'", "reset 'none'")),
     "two thresholds": (chain((2,), lif((2,), decay=0.5, threshold=1, lower=-1.0)), ("'n0'", "two thresholds")),
     "gates": (chain((3,), N.gated((3,), True, False)), ("'n0' (EIGatedLIF)", "gates")),
@@ -246,6 +250,22 @@ REFUSED: dict[str, tuple[nir.NIRGraph, tuple[str, ...]]] = {
     "exponential": (
         chain((2,), lif((2,), decay=0.5, threshold=1), clock=(1.0, "exponential")),
         ("'n0'", "integrator", "euler"),
+    ),
+    "exponential, reset softly": (
+        chain((2,), lif((2,), decay=0.5, threshold=1, reset="subtract"), clock=(1.0, "exponential")),
+        ("'n0'", "integrator", "euler"),
+    ),
+    "a soft reset that gets nowhere": (
+        chain((2,), EIDiscreteLIF(full(2, 0.5), np.array([1.0, 0.0]), *full((2, 2), 1.0), reset="subtract")),
+        ("'n0'", "gain 0"),
+    ),
+    "a soft reset too large": (
+        chain((2,), lif((2,), decay=0.5, threshold=1e20, gain=1e-30, reset="subtract")),
+        ("'n0'", "5e+49", "float32"),
+    ),
+    "a soft reset too small": (
+        chain((2,), lif((2,), decay=0.5, threshold=1e-20, gain=1e30, reset="subtract")),
+        ("'n0'", "5e-51", "float32"),
     ),
     "decay 1 in places": (
         chain((2,), EIDiscreteLIF(np.array([1.0, 0.5]), *full((2, 2), 1.0), full(2, 0.0))),
@@ -265,7 +285,7 @@ def test_refused_in_one_line(name: str, tmp_path: Path, refused: Any) -> None:  
     graph.nodes["out"] = nir.Output(np.array(graphs.check(graph).shapes["out"]))
     graphs.write(graph, tmp_path / "g.nir")
     np.save(tmp_path / "x.npy", np.zeros((1, 2, *graphs.check(graph).shapes["in"])))
-    every = (*words, "--standard-nir lowers EIDiscreteLIF with one threshold and reset 'zero'")
+    every = (*words, "--standard-nir lowers EIDiscreteLIF with one threshold and reset 'zero' or 'subtract'")
     refused(EXPORT, tmp_path / "g.nir", "--input", tmp_path / "x.npy", "--standard-nir", names=every)
 
 
@@ -377,6 +397,8 @@ def test_a_file_that_nir_misjudges_says_so(tmp_path: Path) -> None:
     [
         (["--dtype", "float32"], ["--dtype needs --standard-nir"]),
         (["--standard-nir", "--dtype", "float16"], ["'float16'", "float32, float64"]),
+        (["--recurrence", "implicit"], ["--recurrence needs --standard-nir"]),
+        (["--standard-nir", "--recurrence", "none"], ["'none'", "explicit, implicit"]),
         (["--standard-nir", "--quantize", "8"], ["--standard-nir", "--quantize"]),
         (["--standard-nir", "--budget", "1"], ["--budget", "--quantize"]),
     ],
