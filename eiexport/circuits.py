@@ -441,7 +441,7 @@ def _int_circuit(node: IntCircuit, clock: Clock) -> IntCircuitStep:
         return whole_numbers(node, field, -(1 << 24) if signed else 0, 1 << 24)
 
     numbers = _numbers(node, parts, read)
-    one = {k: int(whole_numbers(node, k, *span).reshape(-1)[0]) for k, span in _SPANS.items()}
+    one = {k: int(whole_numbers(node, k, *span).reshape(-1)[0]) for k, span in SPANS.items()}
     if one["shift"] < 0 and form != "frozen":
         raise GraphError(f"shift = {one['shift']}: a divided numerator is shifted left, so it is at least 0")
     if form in DIVIDING:
@@ -452,7 +452,7 @@ def _int_circuit(node: IntCircuit, clock: Clock) -> IntCircuitStep:
     return IntCircuitStep(**parts, form=form, **numbers, gain_shift=one["gain_shift"], shift=one["shift"])
 
 
-_SPANS = {"gain_shift": (0, REGISTER - 1), "shift": (1 - REGISTER, REGISTER), "epsilon": (1, TOP)}
+SPANS = {"gain_shift": (0, REGISTER - 1), "shift": (1 - REGISTER, REGISTER), "epsilon": (1, TOP)}
 
 PREPARE: dict[str, Callable[[Any, Clock], Step]] = {"EICircuit": _circuit, "IntCircuit": _int_circuit}
 

@@ -39,6 +39,7 @@ REASONS = {
     "SumPool2d": POOL,
     "AvgPool2d": POOL,
     "IntGatedLIF": "netx has CUBA neurons, without gates",
+    "IntCircuit": "netx has CUBA neurons, and no circuits before them",
     "Threshold": "netx has CUBA neurons; write it as an IntCubaLIF without memory (du 4095, dv 4096)",
 }
 

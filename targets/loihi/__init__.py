@@ -37,7 +37,7 @@ class Loihi(Target):
     options = ("device", "chip", "strict")
     claims: ClassVar[dict[str, Claim]] = {
         **dict.fromkeys(("IntCubaLIF", "IntDense", "IntConv"), Claim("exact", INTEGER)),
-        "IntGatedLIF": Claim("exact", OWN),
+        **dict.fromkeys(("IntGatedLIF", "IntCircuit"), Claim("exact", OWN)),
         **dict.fromkeys(("SumPool2d", "Delay", "Flatten"), Claim("exact after lowering", OWN)),
         **dict.fromkeys(("Input", "Output"), Claim("exact")),
     }
@@ -90,7 +90,8 @@ class LoihiProgram(Program):
     """A network that fits the chip, run in integers.
 
     latency: of this engine, which is none. chip_latency: engine steps by which each population would run behind on
-    the chip, one a hop. saturated: balance messages that were clipped so far, by node, where `strict` counts them.
+    the chip, one a hop. saturated: balance messages, and currents of circuits, that were clipped so far, by node, where
+    `strict` counts them.
     """
 
     def __init__(self, made: Partition, device: str, strict: bool) -> None:
@@ -125,8 +126,8 @@ class LoihiProgram(Program):
                 progress(part.samples)
 
     def _verify(self, x: np.ndarray, trace: Trace, first: int) -> None:
-        worst, messages = overflow.find(self.network, x, trace.z, trace.states)
-        for name, count in messages.items():
+        worst, clipped = overflow.find(self.network, x, trace.z, trace.states)
+        for name, count in clipped.items():
             self.saturated[name] = self.saturated.get(name, 0) + count
         if worst is not None:
             raise replace(worst, sample=worst.sample + first).error()

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eiexport.circuits import DIVIDING, IntCircuitStep
+from eiexport.connections import Identity
 from eiexport.graph import Network
+from eiexport.ops import NumpyOps
 from eiexport.trace import Trace
 from targets.base import TargetError
 from targets.loihi.cores import Partition, list_bits_each
 from targets.loihi.kernel import units_of
 from targets.loihi.placement import Messages
-from targets.loihi.plan import Plan
+from targets.loihi.plan import Plan, cells_of
+from targets.loihi.signals import Signals
 
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """Messages of each neuron in a step, on average: population -> array of its shape. steps: of a sample."""
+    """Messages of each neuron in a step, on average: population -> array of its shape. steps: of a sample.
+
+    Inhibitory cells of a circuit that divides send up to two.
+    """
 
     events: dict[str, np.ndarray]
     steps: int
@@ -31,7 +38,19 @@ def count_activity(network: Network, x: np.ndarray, trace: Trace) -> Activity:
         if name not in trace.z:
             raise TargetError(f"the trace does not hold node {name!r}, so its events cannot be counted")
         events[name] = (trace.z[name] != 0).mean(axis=(0, 1))
+    signals = Signals(network, x, trace.z)
+    for name, step in network.steps.items():
+        if isinstance(step, IntCircuitStep):
+            events[cells_of(name)] = _currents(step, signals.arriving(name))
     return Activity(events, x.shape[1], x.shape[0])
+
+
+def _currents(step: IntCircuitStep, x: np.ndarray) -> np.ndarray:
+    """Messages a step of a circuit's inhibitory cells, for its input (time, sample, *neuron)."""
+    ops = NumpyOps()
+    s = replace(step, excite=Identity()).currents(ops, x.reshape(-1, *x.shape[2:]))[1]
+    sent = (s != 0).mean(axis=0)
+    return sent + (step.weighed(ops, s) != 0).mean(axis=0) if step.form in DIVIDING else sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +107,7 @@ def events(plan: Plan, activity: Activity, path: int) -> np.ndarray:
 def _is_spike(plan: Plan, path: int) -> bool:
     """True where a message says no more than a spike and its sign."""
     source = plan.population(plan.paths[path].source)
-    ternary = plan.network.alphabets[source.name].kind == "ternary"
+    ternary = source.kind != "inhibitory" and plan.network.alphabets[source.name].kind == "ternary"
     return plan.groups[plan.paths[path].group].role != "balance" and (source.message_bits == 0 or ternary)
 
 

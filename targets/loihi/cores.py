@@ -17,7 +17,7 @@ from eiexport.ops import Ints
 from targets.loihi import limits
 from targets.loihi.kernel import Lists, distinct, units_of
 from targets.loihi.limits import Chip
-from targets.loihi.plan import Group, Plan, Population, lif_of
+from targets.loihi.plan import FIRING, Group, Plan, Population, lif_of
 
 ENCODINGS = ("list", "kernel")
 
@@ -123,17 +123,17 @@ def need_of(plan: Plan, population: Population, **counts: int) -> Need:
         state=n * state_registers(plan, population) * int(chip.register_bits.value or 0),
         axon_in_table=counts["axons_in"] * int(chip.axon_in_bits.value or 0),
         axon_out_table=counts["axons_out"] * int(chip.axon_out_bits.value or 0),
-        program=int(chip.program_bits.value or 0) if population.custom else 0,
+        program=int(chip.program_bits.value or 0) + plan.table_bits(population) if population.custom else 0,
     )
 
 
 def state_registers(plan: Plan, population: Population) -> int:
-    """State variables of a neuron: v and u, what a gated one sent last, and a sum for each group and waiting step."""
-    own = {"neuron": 2, "gated": 3, "readout": 0}[population.kind]
+    """State variables of a neuron: v and u, what a gated one sent last, and sums for each group and waiting step."""
+    own = 3 if population.kind == "gated" else 2 if population.kind in FIRING else 0
     sums = 0
     for i in plan.groups_of(population.name):
         longest = max((p.longest for p in plan.paths if p.group == i), default=0)
-        sums += 1 + max(0, longest)
+        sums += plan.groups[i].ports * (1 + max(0, longest))
     return own + sums
 
 
@@ -196,7 +196,7 @@ def _shared(plan: Plan, group: int, neurons: np.ndarray, lines: np.ndarray) -> t
 
 def _different(plan: Plan, population: Population, neurons: np.ndarray) -> tuple[int, int]:
     """(thresholds, pairs of decays) on a core."""
-    if population.kind not in ("neuron", "gated"):
+    if population.kind not in FIRING:
         return 1, 1
     lif = lif_of(plan.network.graph.nodes[population.name])
     vth, du, dv = (np.asarray(a) for a in (lif.vth, lif.du, lif.dv))

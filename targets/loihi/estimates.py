@@ -22,11 +22,12 @@ from targets.loihi.activity import Activity, Work, work
 from targets.loihi.cores import Partition
 from targets.loihi.limits import Chip
 from targets.loihi.placement import Place, links, messages, place, traffic
-from targets.loihi.plan import Plan
+from targets.loihi.plan import FIRING, Plan
 from targets.loihi.program import partitioned
 
 # picojoules, Davies et al. 2018, table 2
 PJ_SYNAPTIC, PJ_ACTIVE, PJ_INACTIVE, PJ_TILE, PJ_EAST_WEST, PJ_NORTH_SOUTH = 23.6, 81.0, 52.0, 1.7, 3.0, 4.0
+WORK_OF_FORMS = {"divisions": "exact", "table_reads": "table"}
 EXCLUDED = ("static power", "input and output", "host")
 PAPER = "Timcheck, Pierro, Shrestha, arXiv 2601.10035: max-affine lower bound"
 
@@ -62,11 +63,14 @@ def estimates(
     done = work(found, activity, sent)
     places = place(found)
     counts, bits = traffic(found, sent, lambda p: activities.events(plan, activity, p))
+    runtime = _runtime(done, links(places, bits), bits, rates or Rates())
+    if _circuits(plan):
+        runtime["note"] += "; what a circuit's neuron program takes longer, by its divisions above all, is not in it"
     return {
         "per": "step, averaged over the counted samples",
         "steps": activity.steps,
         "operations": _operations(plan, activity, done),
-        "runtime": _runtime(done, links(places, bits), bits, rates or Rates()),
+        "runtime": runtime,
         "energy": _energy(plan, done, places, counts),
         **_neurobench(found, activity, done),
     }
@@ -76,12 +80,21 @@ def _operations(plan: Plan, activity: Activity, done: Work) -> dict[str, float]:
     spikes = sum(float(activities.events(plan, activity, i).sum()) for i in _sending(plan))
     return {
         "synaptic_events": float((done.acs + done.macs).sum()),
-        "synaptic_events_dense": float(plan.synapses),
+        "synaptic_events_dense": float(plan.operations),
         "constant_events": float(done.constants.sum()),
         "neuron_updates": float(done.updates.sum()),
         "memory_reads": float(done.reads.sum()),
         "events_sent": spikes,
+        **_circuits(plan),
     }
+
+
+def _circuits(plan: Plan) -> dict[str, float]:
+    """Work of circuits in every step, beside their sums; the forms "shift" and "frozen" have none."""
+    forms = [(c.form, p.neurons) for p in plan.cored if p.kind != "inhibitory" and (c := plan.circuit(p))]
+    if not forms:
+        return {}
+    return {k: float(sum(n for f, n in forms if f == form)) for k, form in WORK_OF_FORMS.items()}
 
 
 def _sending(plan: Plan) -> list[int]:
@@ -148,7 +161,7 @@ def _neurobench(made: Partition, activity: Activity, done: Work) -> dict[str, An
     words = {id(g.kernel): g.kernel.words for g in made.plan.groups if g.kernel.kind != "one"}.values()
     total = sum(w.size for w in words)
     zeros = sum(int((w == 0).sum()) for w in words)
-    spiking = [p for p in made.plan.cored if p.kind != "readout"]
+    spiking = [p for p in made.plan.cored if p.kind in FIRING]
     neurons = sum(p.neurons for p in spiking)
     sent = sum(float(activity.events[p.name].sum()) for p in spiking)
     return {
@@ -156,7 +169,7 @@ def _neurobench(made: Partition, activity: Activity, done: Work) -> dict[str, An
         "connection_sparsity": zeros / total if total else 0.0,
         "activation_sparsity": 1 - sent / neurons if neurons else 0.0,
         "synaptic_operations": {
-            "Dense": float(made.plan.synapses * activity.steps),
+            "Dense": float(made.plan.operations * activity.steps),
             "Effective_MACs": float(done.macs.sum() * activity.steps),
             "Effective_ACs": float(done.acs.sum() * activity.steps),
         },

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eiexport.alphabet import BINARY, REAL, TERNARY, Alphabet, interval
+from eiexport.circuits import IntCircuitStep
 from eiexport.connections import Flatten, Identity, Pool
 from eiexport.graph import Network
 from eiexport.integers import IntFire, IntGatedFire, IntLinear
@@ -390,6 +391,8 @@ class IntegerExecutor(Executor):
                 a = last(self._tensor(x))
                 y = pooled(step, a.reshape(-1, *a.shape[2:]), _numpy(kind), scratch, name)
                 return first(y.reshape(*a.shape[:2], *y.shape[1:]))
+            elif isinstance(step, IntCircuitStep):
+                return self._circuit(name, self._tensor(x), kind)
             values = {s: self._tensor(values[s]).double() for s in self.network.sources[name]}
         return super()._node(name, values, states)
 
@@ -400,6 +403,13 @@ class IntegerExecutor(Executor):
         for start in range(0, len(out), size):
             np.copyto(out[start : start + size], drive(start, start + size), casting="unsafe")
         return first(out)
+
+    def _circuit(self, name: str, x: Tensor, kind: torch.dtype) -> Tensor:
+        """A circuit by its step in float64, some time steps at once; one step where the input does not change."""
+        still, size = x.stride(0) == 0 and len(x) > 1, _chunk((len(x), x.shape[1], *self.network.shapes[name]))
+        parts = (x[:1] if still else x).split(size)
+        y = torch.cat([fold(self.steps[name], self.ops, part.double()).to(kind) for part in parts])
+        return y.expand(len(x), *y.shape[1:]) if still else y
 
     def _tensor(self, x: Any) -> Tensor:
         return fold(self.steps[x.name], self.ops, x.x.double()) if isinstance(x, Drive) else x

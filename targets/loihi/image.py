@@ -9,12 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from eiexport.circuits import DIVIDING, FORMS, RECIPROCAL_BITS
+from eiexport.integers import REGISTER, TOP
 from eiexport.ops import Ints, Window
 from eiexport.steps import text
 from targets.base import TargetError
 from targets.loihi.assembly import Heard, Routes, Synapses, Way, routes, synapses
 from targets.loihi.kernel import KINDS, Kernel, Table, units_of
-from targets.loihi.plan import LIF_FIELDS, ROLES
+from targets.loihi.plan import CIRCUIT_FIELDS, FIRING, LIF_FIELDS, ROLES
 from targets.loihi.program import FORMAT, RESETS, SCHEMA
 
 EXPAND_LIMIT = 1 << 25  # words that a simulator may unroll
@@ -22,7 +24,7 @@ EXPAND_LIMIT = 1 << 25  # words that a simulator may unroll
 
 @dataclass(frozen=True)
 class PopulationImage:
-    """As in the file; the fields of gates are 0 elsewhere."""
+    """As in the file; the fields of gates are 0 elsewhere, form is "" where there is no circuit."""
 
     name: str
     kind: str
@@ -36,11 +38,29 @@ class PopulationImage:
     feedback_shift: int = 0
     balance_shift: int = 0
     balance_bits: int = 2
+    form: str = ""
+    gain_shift: int = 0
+    shift: int = 0
+    epsilon: int = 1
     table: np.ndarray = field(default_factory=lambda: np.zeros(256, np.uint8))
 
     @property
     def neurons(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def sends_twice(self) -> bool:
+        """Inhibitory cells of a circuit that divides."""
+        return self.kind == "inhibitory" and self.form in DIVIDING
+
+
+def _needed(population: PopulationImage) -> tuple[str, ...]:
+    """Parameters that a core of a population must have."""
+    found = LIF_FIELDS[:-1] if population.kind in FIRING else ()
+    if population.sends_twice:
+        return ("gain_i",)
+    excites = population.kind != "inhibitory" and population.form not in ("", "none")
+    return (*found, "gain_e") if excites else found
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class GroupImage:
     population: int
     role: str
     wraps: bool
+    ports: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +170,7 @@ class _Reader:
             CoreImage(
                 int(g.attrs["population"]),
                 ids,
-                {k: self.per_neuron(g, k, ids) for k in LIF_FIELDS if k in g},
+                {k: self.per_neuron(g, k, ids) for k in (*LIF_FIELDS, *CIRCUIT_FIELDS) if k in g},
                 {int(k): self.per_neuron(g["exponent"], k, ids) for k in g.get("exponent", ())},
                 {int(k): self.per_neuron(g["constant"], k, ids) for k in g.get("constant", ())},
                 synapses=own,
@@ -170,11 +191,35 @@ class _Reader:
         fields |= {k: int(a[k]) for k in ("latency", "message_bits")}
         fields |= {k: int(a[k]) for k in ("feedback_shift", "balance_shift", "balance_bits") if k in a}
         fields |= {k: bool(a[k]) for k in ("feedback", "balance") if k in a}
-        if fields["kind"] not in ("input", "neuron", "gated", "readout"):
+        if fields["kind"] not in ("input", "inhibitory", "readout", *FIRING):
             raise self.fail(f"population of kind {fields['kind']!r}")
         if fields["kind"] == "gated":
             fields["table"] = self.whole(group, "table")
+        if fields["kind"] in ("circuit", "inhibitory") or "form" in a:
+            fields |= self.circuit(group, fields["kind"])
         return PopulationImage(shape=tuple(int(n) for n in a["shape"]), **fields)
+
+    def circuit(self, group: Any, kind: str) -> dict[str, Any]:
+        """What is told of a circuit, in the ranges that its arithmetic takes."""
+        fields: dict[str, Any] = {k: int(group.attrs[k]) for k in ("gain_shift", "shift", "epsilon")}
+        fields["form"] = text(group.attrs["form"])
+        divides = fields["form"] in DIVIDING
+        spans = {
+            "gain_shift": (0, REGISTER - 1),
+            "shift": (0 if divides else 1 - REGISTER, REGISTER),
+            "epsilon": (1, TOP),
+        }
+        for name, (lo, hi) in spans.items():
+            if not lo <= fields[name] <= hi:
+                raise self.fail(f"{group.name} has {name} {fields[name]}")
+        if fields["form"] not in FORMS:
+            raise self.fail(f"{group.name} is a circuit of form {fields['form']!r}")
+        if fields["form"] == "table" and kind != "inhibitory":
+            table = fields["table"] = self.whole(group, "table")
+            bits = len(table).bit_length() - 1
+            if not 1 <= bits <= 10 or len(table) != 1 << bits or table.min() < 0 or table.max() > 1 << RECIPROCAL_BITS:
+                raise self.fail(f"{group.name} has a table of {len(table)} entries, {table.min()} to {table.max()}")
+        return fields
 
     def readout(self, group: Any) -> Readout:
         return Readout(int(group.attrs["population"]), self.whole(group, "core"), self.whole(group, "slot"))
@@ -183,7 +228,9 @@ class _Reader:
         role, population = text(group.attrs["role"]), int(group.attrs["population"])
         if role not in ROLES or not 0 <= population < populations:
             raise self.fail(f"{group.name} is a {role!r} of population {population}")
-        return GroupImage(population, role, bool(group.attrs["wraps"]))
+        if (ports := int(group.attrs.get("ports", 1))) not in (1, 2):
+            raise self.fail(f"{group.name} has {ports} ports")
+        return GroupImage(population, role, bool(group.attrs["wraps"]), ports)
 
     def neurons(self, group: Any, populations: list[PopulationImage]) -> np.ndarray:
         ids, k = self.whole(group, "neurons"), int(group.attrs["population"])
@@ -302,7 +349,7 @@ class _Reader:
         """Indices in range: a wrong program must not read another core's memory."""
         for k, core in enumerate(image.cores):
             population, words = image.populations[core.population], core.synapses
-            needed = () if population.kind == "readout" else LIF_FIELDS[:-1]
+            needed = _needed(population)
             if missing := [p for p in needed if p not in core.parameters]:
                 raise self.fail(f"core {k} lacks {missing[0]}")
             wrong = [
@@ -322,6 +369,8 @@ class _Reader:
             for found in (core.spikes, core.membranes):
                 if found is not None:
                     self.routed(f"core {k}", found, len(core.neurons), image)
+            if population.sends_twice:
+                self.ported(f"core {k}", core.spikes, image)
         sizes = np.array([len(c.neurons) for c in image.cores])
         owner = np.array([c.population for c in image.cores])
         for r in image.readout:
@@ -334,6 +383,12 @@ class _Reader:
             self.inside(f"the readout of {name!r}", owner[r.core] == r.population)
             self.inside(f"the readout of {name!r}", (r.slot >= 0) & (r.slot < sizes[r.core]))
         self.routed("the host", image.injection, image.populations[image.input].neurons, image)
+
+    def ported(self, what: str, found: Routes, image: Image) -> None:
+        """Second messages go to groups of two accumulators."""
+        for k in np.unique(found.core).tolist():
+            groups = np.unique(image.cores[k].synapses.group[found.axon[found.core == k]]).tolist()
+            self.inside(f"ports of {what}", np.array([image.groups[i].ports == 2 for i in groups]))
 
     def rows(self, what: str, start: np.ndarray, rows: int, entries: int) -> None:
         if len(start) != rows + 1 or start[0] != 0 or start[-1] != entries or (np.diff(start) < 0).any():

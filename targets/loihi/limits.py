@@ -251,6 +251,18 @@ def gated_nodes(chip: Chip, node: str) -> None:
         )
 
 
+def circuit_nodes(chip: Chip, node: str) -> None:
+    """A circuit divides, and needs graded messages: assumed microcode on loihi2."""
+    if not chip.microcode:
+        raise refuse(chip, node, "circuit_nodes", "a circuit", "the fixed LIF", "use --chip loihi2 (assumed microcode)")
+
+
+def circuits_end_in_neurons(chip: Chip, node: str, found: str) -> Unsupported:
+    """A circuit lives inside the neurons that it drives, or at the end of a network; the error where it does not."""
+    help_ = "put its own IntCubaLIF behind it, and pools, delays and sums behind that"
+    return refuse(chip, node, "circuits_end_in_neurons", found, "one IntCubaLIF or Output of its own", help_)
+
+
 # --- rules of connections and messages
 
 

@@ -6,6 +6,7 @@ limits changed. So nothing is run a second time, and the engine need not watch i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 
 from eiexport.graph import Network
 from eiexport.integers import TOP
-from eiexport.neurons import Delay
 from eiexport.ops import Array, Ints, NumpyOps
 from eiexport.steps import Neuron
 from eiexport.trace import first_index
 from targets.base import TargetError
-from targets.loop import fold, scan
+from targets.loihi.signals import Signals
+from targets.loop import fold
 
 HELP = {
     "u": "quantise with fewer weight bits or a larger margin",
@@ -53,7 +54,7 @@ class _Watch(NumpyOps):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[str, np.ndarray, np.ndarray]] = []
-        self.messages = 0
+        self.clipped = 0
 
     def _note(self, register: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if (changed := x != y).any():
@@ -70,55 +71,39 @@ class _Watch(NumpyOps):
         y = super().saturate(x, lo, hi)
         if hi == TOP:
             return self._note("v", x, y)
-        if lo == -hi:  # a membrane as a message; an index into the gate's table is -128..127
-            self.messages += int(np.count_nonzero(x != y))
+        if lo == -hi:  # a membrane as a message, a circuit's current; indices of tables are clipped otherwise
+            self.clipped += int(np.count_nonzero(x != y))
         return y
 
 
 def find(
     network: Network, x: np.ndarray, z: dict[str, np.ndarray], states: dict[str, dict[str, np.ndarray]]
 ) -> tuple[Overflow | None, dict[str, int]]:
-    """(the earliest overflow, balance messages that saturated by node); arrays (sample, time, *neuron)."""
-    values: dict[str, np.ndarray] = {network.input: np.swapaxes(x, 0, 1).astype(np.float64)}
+    """(the earliest overflow, balance messages and circuits' currents that were clipped by node).
+
+    Arrays are (sample, time, *neuron).
+    """
     found: list[Overflow] = []
-    messages: dict[str, int] = {}
-
-    def value(name: str) -> np.ndarray:
-        """What a node sent, (time, sample, *neuron); neurons are known from the trace, so they break every cycle."""
-        if name not in values:
-            step = network.steps[name]
-            if step.neuron:
-                values[name] = np.swapaxes(z[name], 0, 1).astype(np.float64)
-            elif isinstance(step, Delay):
-                values[name] = scan(step, NumpyOps(), total(name))
-            else:
-                ops = _Watch()
-                values[name] = fold(step, ops, total(name))
-                note(name, ops, values[name].shape)
-        return values[name]
-
-    def total(name: str) -> np.ndarray:
-        first, *rest = (value(s) for s in network.sources[name])
-        for other in rest:
-            first = first + other
-        return first
+    clipped: dict[str, int] = {}
+    watches: defaultdict[str, _Watch] = defaultdict(_Watch)
+    signals = Signals(network, x, z, lambda name: watches[name])
 
     def note(name: str, ops: _Watch, shape: Any) -> None:
         for register, mask, held in ops.found:
             sample, step, neuron = first_index(np.swapaxes(mask.reshape(shape), 0, 1))
             number = int(held.reshape(shape)[step, sample][neuron])
             found.append(Overflow(name, register, sample, step, neuron, number))
-        if ops.messages:
-            messages[name] = ops.messages
+        if ops.clipped:
+            clipped[name] = ops.clipped
 
     for name in (n for component in network.order for n in component):
         step = network.steps[name]
         if not (isinstance(step, Neuron) and step.neuron):
             if name != network.input:
-                value(name)
+                note(name, watches[name], signals.sent(name).shape)
             continue
         ops = _Watch()
-        driven = fold(step, ops, total(name))
+        driven = fold(step, ops, signals.arriving(name))
         before = [_late(states[k][name]) for k in step.observed]
         if hasattr(step, "balance"):
             before.append(_late(z[name]))
@@ -126,7 +111,7 @@ def find(
         step.charge(ops, driven.reshape(flat), tuple(a.reshape(flat) for a in before))
         note(name, ops, driven.shape)
     rank = {n: i for i, n in enumerate(n for component in network.order for n in component)}
-    return min(found, key=lambda o: (o.step, rank[o.node], o.sample), default=None), messages
+    return min(found, key=lambda o: (o.step, rank[o.node], o.sample), default=None), clipped
 
 
 def _late(a: np.ndarray) -> np.ndarray:

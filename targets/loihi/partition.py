@@ -18,7 +18,7 @@ from eiexport.ops import Ints
 from targets.loihi import limits
 from targets.loihi.cores import Core, Need, Partition, constants, counted, list_bits_each, need_of, tightest, verify
 from targets.loihi.kernel import Kernel
-from targets.loihi.plan import Group, Plan, Population, lif_of, threshold_kinds
+from targets.loihi.plan import FIRING, Group, Plan, Population, lif_of, threshold_kinds
 
 UNROLL_LIMIT = 4_000_000  # words up to which a program holds synapse lists; above, kernels
 TRIALS = 64
@@ -187,7 +187,7 @@ def _shared(group: Group, box: Ints, heard: int, unrolled: int) -> tuple[int, in
 
 
 def _profiles(plan: Plan, population: Population) -> int:
-    if population.kind not in ("neuron", "gated"):
+    if population.kind not in FIRING:
         return 1
     lif = lif_of(plan.network.graph.nodes[population.name])
     return len(np.unique(np.asarray(lif.du) * 8192 + np.asarray(lif.dv)))

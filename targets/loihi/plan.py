@@ -4,6 +4,11 @@ A population is what cores hold: the injected input, neurons, and readouts (sums
 populations stands one hop: pools and delays are part of the way a message takes (`Path`), and one connection's words
 lie at the receiving core (`Group`). Messages are what the source sends; a pool adds nothing but addresses, so its sum
 is formed where the connection's own sum is, before the shift, which is exact.
+
+A circuit and what stands behind it are one population, whose neurons are programmed to form its current from three
+sums, and one of inhibitory cells, which are a hop further to the front: the input reaches both, and waits a step at
+the former. Each inhibitory cell sends s and, where the circuit divides, (g_I s) >> gain_shift: two graded messages over
+the same axons and words of W_EI, told apart by a bit of their payload (assumed).
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from eiexport.alphabet import Alphabet
+from eiexport.circuits import DIVIDING, RECIPROCAL_BITS, IntCircuitStep
 from eiexport.connections import Flatten, Pool
 from eiexport.errors import GraphError
 from eiexport.graph import Network
@@ -26,13 +32,19 @@ from targets.loihi import limits
 from targets.loihi.kernel import Kernel, Table, identity_kernel, kernel_of, table_of
 from targets.loihi.limits import Chip
 
-ROLES = ("input", "feedback", "balance")
+ROLES = ("input", "feedback", "balance", "spread")
+FIRING = ("neuron", "gated", "circuit")  # kinds of population whose neurons fire
 LIF_FIELDS = ("vth", "du", "dv", "bias_mant", "bias_exp", "lower")
+CIRCUIT_FIELDS = ("gain_i", "gain_e", "current")  # current: what a circuit adds last
 
 
 @dataclass(frozen=True)
 class Population:
-    """Neurons that share a node. kind: "input" | "neuron" | "gated" | "readout"; latency in engine steps."""
+    """Neurons that share a node. latency in engine steps.
+
+    kind: "input" | "neuron" | "gated" | "circuit" (neurons with a circuit in front) | "inhibitory" (its cells) |
+    "readout" (of a circuit too).
+    """
 
     name: str
     kind: str
@@ -40,6 +52,7 @@ class Population:
     latency: int
     message_bits: int  # payload of what it sends; 0: a spike
     custom: str = ""  # why it needs a programmed neuron
+    circuit: str = ""  # node of the circuit that it computes, or a part of it
 
     @property
     def neurons(self) -> int:
@@ -51,7 +64,8 @@ class Group:
     """One accumulator of each neuron of a population: the words of a connection, shifted after their sum.
 
     pooled: unit of the connection -> neuron, where a pool stands behind the connection; else unit = neuron.
-    constant: what is added after the shift, one number a neuron, or one for all.
+    constant: what is added after the shift, one number a neuron, or one for all. ports: accumulators that share the
+    words; a message says which one it is for.
     """
 
     sink: str
@@ -61,6 +75,7 @@ class Group:
     constant: np.ndarray
     pooled: Table | None = None
     after: Ints = ()  # kernel, stride, padding of that pool
+    ports: int = 1
 
     def constant_words(self, neurons: np.ndarray) -> int:
         """Synapse words of the axon that brings the constants: one for each started 8 bits of a number."""
@@ -122,6 +137,23 @@ class Plan:
         """Words when nothing is shared, zeros and borders counted in."""
         return sum(self.population(g.sink).neurons * self.fan_in(g) for g in self.groups)
 
+    @property
+    def operations(self) -> int:
+        """Synaptic operations of a step in which every source sends all it can."""
+        return sum(self.population(g.sink).neurons * self.fan_in(g) * g.ports for g in self.groups)
+
+    def circuit(self, population: Population) -> IntCircuitStep | None:
+        """What a population computes of a circuit."""
+        step = self.network.steps.get(population.circuit)
+        return step if isinstance(step, IntCircuitStep) else None
+
+    def table_bits(self, population: Population) -> int:
+        """Bits of the table of reciprocals that its neurons look up."""
+        step = self.circuit(population)
+        if population.kind == "inhibitory" or step is None or step.table is None:
+            return 0
+        return step.table.size * RECIPROCAL_BITS
+
     def fan_in(self, group: Group) -> int:
         """Words of one neuron."""
         return group.kernel.fan_in * (1 if group.pooled is None else group.pooled.most)
@@ -130,28 +162,35 @@ class Plan:
 def plan(network: Network, chip: Chip) -> Plan:
     """Decide; raises Unsupported by the first rule that the network breaks."""
     readouts = [n for n in network.recorded if not network.steps[n].neuron]
+    verify_parameters(network, chip)
     for name in readouts:
         limits.readout_fits(chip, name)
-    verify_parameters(network, chip)
     latency = _latencies(network, chip)
+    latency |= {cells_of(n): latency[n] for n in network.steps if _is_circuit(network, n)}
     latency |= {n: latency[n] + 1 for n in readouts}
     names = [n for component in network.order for n in component]
     found = [n for n in names if n == network.input or network.steps[n].neuron or n in readouts]
     groups: list[Group] = []
     paths: list[Path] = []
+    populations: list[Population] = []
     for name in found:
-        if name != network.input:
+        if circuit := circuit_of(network, name):
+            _circuit(network, chip, name, circuit, latency, groups, paths)
+        elif name != network.input:
             _incoming(network, chip, name, latency, groups, paths)
-    populations = tuple(_population(network, chip, n, latency[n], n in readouts, groups, paths) for n in found)
+    for name in found:
+        if circuit := circuit_of(network, name):
+            populations.append(_inhibitory(network, chip, circuit, latency))
+        populations.append(_population(network, chip, name, latency[name], name in readouts, groups, paths))
     for path in paths:
         limits.delay_fits(chip, groups[path.group].sink, path.longest, path.source)
-    return Plan(network, chip, populations, tuple(groups), tuple(paths))
+    return Plan(network, chip, tuple(populations), tuple(groups), tuple(paths))
 
 
 def _latencies(network: Network, chip: Chip) -> dict[str, int]:
     """Engine steps by which each node runs behind: a message takes one, so every population adds one."""
     try:
-        return latencies(network, lambda n: int(network.steps[n].neuron))
+        return latencies(network, lambda n: int(network.steps[n].neuron or _is_circuit(network, n)))
     except GraphError as e:
         told = str(e)
     raise limits.one_hop_a_connection(chip, told)
@@ -167,8 +206,9 @@ def _population(
     paths: list[Path],
 ) -> Population:
     step = network.steps[name]
-    gated = isinstance(step, IntGatedFire)
-    kind = "input" if name == network.input else "readout" if readout else "gated" if gated else "neuron"
+    gated, circuit = isinstance(step, IntGatedFire), circuit_of(network, name)
+    fires = "gated" if gated else "circuit" if circuit else "neuron"
+    kind = "input" if name == network.input else "readout" if readout else fires
     alphabet = network.alphabets[name]
     if kind == "readout":
         bits = 0
@@ -178,7 +218,20 @@ def _population(
         bits = max([groups[p.group].kernel.message_bits for p in paths if p.source == name], default=0)
     if any(p.source == name and groups[p.group].role != "balance" for p in paths):
         limits.message_bits_fit(chip, name, bits, alphabet)
-    return Population(name, kind, network.shapes[name], latency, bits, _custom(network.graph.nodes[name], kind))
+    custom = _custom(network.graph.nodes[name], kind)
+    if circuit:
+        custom = ", ".join(filter(None, [f"circuit {network.graph.nodes[circuit].form}", custom]))
+    return Population(name, kind, network.shapes[name], latency, bits, custom, circuit)
+
+
+def _inhibitory(network: Network, chip: Chip, circuit: str, latency: dict[str, int]) -> Population:
+    """The inhibitory cells of a circuit; where it divides, a bit of each message says which sum it is for."""
+    step, name = network.steps[circuit], cells_of(circuit)
+    assert isinstance(step, IntCircuitStep)
+    bits = step.spread.message_bits + (step.form in DIVIDING)
+    limits.message_bits_fit(chip, circuit, bits, "currents of its inhibitory cells")
+    shape = step.inhibit.output_shape(network.input_shape(circuit))
+    return Population(name, "inhibitory", shape, latency[name], bits, "rectified sums", circuit)
 
 
 def payload(alphabet: Alphabet) -> int:
@@ -206,6 +259,11 @@ def verify_parameters(network: Network, chip: Chip) -> None:
     """The rules that concern one node's own numbers."""
     for name, node in network.graph.nodes.items():
         kind = type(node).__name__
+        if kind == "IntCircuit":
+            limits.circuit_nodes(chip, name)
+            _verify_circuit(network, chip, name)
+            for part in (node.excite, node.inhibit, node.spread):
+                _verify_connection(chip, name, part)
         if kind == "IntGatedLIF":
             limits.gated_nodes(chip, name)
             for part in (node.feedback, node.balance):
@@ -215,6 +273,20 @@ def verify_parameters(network: Network, chip: Chip) -> None:
             _verify_connection(chip, name, node)
         if kind in ("IntGatedLIF", "IntCubaLIF"):
             _verify_neuron(chip, name, getattr(node, "neuron", node))
+
+
+def _verify_circuit(network: Network, chip: Chip, name: str) -> None:
+    """What a circuit drives: one population of its own, or the host."""
+    readers = sorted(n for n, came in network.sources.items() if name in came)
+    told = "leads to " + (", ".join(repr(n) for n in readers) or "nothing")
+    if len(readers) != 1:
+        raise limits.circuits_end_in_neurons(chip, name, told)
+    kind, came = type(network.graph.nodes[readers[0]]).__name__, network.sources[readers[0]]
+    if kind == "IntCubaLIF" and len(came) > 1:
+        others = ", ".join(repr(n) for n in came if n != name)
+        raise limits.circuits_end_in_neurons(chip, name, f"{told}, which also gets {others}")
+    if kind not in ("IntCubaLIF", "Output"):
+        raise limits.circuits_end_in_neurons(chip, name, f"{told} ({kind})")
 
 
 def _verify_neuron(chip: Chip, name: str, lif: Any) -> None:
@@ -270,11 +342,52 @@ def _incoming(
                 paths.append(Path(name, len(groups) - 1, table_of([], shape), lag))
 
 
+def cells_of(circuit: str) -> str:
+    """Name of the population of a circuit's inhibitory cells; no node that was written can be called so."""
+    return f"{circuit}/inhibit"
+
+
+def _is_circuit(network: Network, name: str) -> bool:
+    return isinstance(network.steps[name], IntCircuitStep)
+
+
+def circuit_of(network: Network, name: str) -> str:
+    """The circuit that a population computes: the one in front of its neurons, or the readout itself; "" for none."""
+    near = network.sources[name] if network.steps[name].neuron else (name,)
+    return next((n for n in near if _is_circuit(network, n)), "")
+
+
+def _circuit(
+    network: Network,
+    chip: Chip,
+    name: str,
+    circuit: str,
+    latency: dict[str, int],
+    groups: list[Group],
+    paths: list[Path],
+) -> None:
+    """Append the groups of a circuit's two populations, W_IE, W_EE and W_EI, and the paths into them."""
+    node: Any = network.graph.nodes[circuit]
+    step, entering, shape = network.steps[circuit], network.input_shape(circuit), network.shapes[circuit]
+    assert isinstance(step, IntCircuitStep)
+    cells, within, first = cells_of(circuit), step.inhibit.output_shape(entering), len(groups)
+    none = np.zeros((), np.int64)
+    groups.append(Group(cells, "input", circuit, kernel_of(node.inhibit, entering, within), none))
+    groups.append(Group(name, "input", circuit, kernel_of(node.excite, entering, shape), none))
+    spread = kernel_of(node.spread, within, shape)
+    groups.append(Group(name, "spread", circuit, spread, none, ports=2 if step.form in DIVIDING else 1))
+    for source, before, *_ in (w for s in network.sources[circuit] for w in _ways(network, chip, circuit, s, circuit)):
+        table = table_of([(network.steps[n], network.input_shape(n)) for n in before], network.shapes[source])
+        for group, sink in enumerate((cells, name), first):
+            paths.append(Path(source, group, table, latency[sink] - latency[source]))
+    paths.append(Path(cells, first + 2, table_of([], within), latency[name] - latency[cells]))
+
+
 Way = tuple[str, tuple[str, ...], str, tuple[str, ...]]  # source, stages, connection or "", stages behind it
 
 
-def _ways(network: Network, chip: Chip, sink: str, start: str) -> list[Way]:
-    """Every way back from a node to a population, over at most one connection."""
+def _ways(network: Network, chip: Chip, sink: str, start: str, passed: str = "") -> list[Way]:
+    """Every way back from a node to a population, over at most one connection, which may be `passed` already."""
     found: list[Way] = []
 
     def walk(name: str, linear: str, stages: tuple[str, ...], behind: tuple[str, ...], first: bool) -> None:
@@ -291,7 +404,7 @@ def _ways(network: Network, chip: Chip, sink: str, start: str) -> list[Way]:
         for source in network.sources[name]:
             walk(source, linear, stages, behind, False)
 
-    walk(start, "", (), (), start == sink)
+    walk(start, passed, (), (), start == sink)
     return found
 
 
@@ -353,7 +466,7 @@ def lif_of(node: Any) -> Any:
 
 def threshold_kinds(network: Network, name: str) -> tuple[int, str]:
     """(number of different thresholds, "one" | "channel" | "neuron": how finely they differ)."""
-    step: Any = network.steps[name]
+    step: Any = network.steps.get(name)  # inhibitory cells are no node
     inner = getattr(step, "inner", step)
     if not isinstance(inner, IntFire):
         return 1, "one"

@@ -5,11 +5,13 @@ Every dataset holds whole numbers; names and kinds are attributes. There is no g
     /                   format, schema, chip, encoding "list" | "kernel", dt (a label for traces), tail (engine steps
                         that follow the last input step until all have settled), reset (what ends a sample)
     /populations/<i>    name, kind, shape, latency, message_bits; of neurons: compare, reset; of gated ones:
-                        feedback, balance (0 or 1), feedback_shift, balance_shift, balance_bits; table (the gate's)
-    /groups/<i>         accumulators: population, role, wraps (0 or 1)
+                        feedback, balance (0 or 1), feedback_shift, balance_shift, balance_bits; table (the gate's);
+                        of a circuit's: form, gain_shift, shift, epsilon; table (of reciprocals, form "table" alone)
+    /groups/<i>         accumulators: population, role, wraps (0 or 1), ports (how many there are: 1 or 2)
     /readout/<i>        what the host reads: population; core and slot of each neuron in C order; output (0 or 1)
     /cores/<k>          population, chip, x, y, slot; neurons (flat indices); vth, du, dv, bias_mant, bias_exp, lower,
-                        one number or one a neuron; exponent/<group>, constant/<group> likewise
+                        one number or one a neuron; exponent/<group>, constant/<group> likewise; of a circuit's
+                        inhibitory cells: gain_i, of what it drives: gain_e, current (added last)
     list encoding, in each core
         axon_group, axon_start, target, word     axon table and synapse words
         spikes/, membranes/                      start, core, axon, delay: routes of each neuron
@@ -22,7 +24,8 @@ Every dataset holds whole numbers; names and kinds are attributes. There is no g
         /routes             from, to: cores that talk (-1: the host); membranes likewise under membrane_from, _to
 
 A message that a population sends at engine step e is used at e + 1 + delay. A population of latency L computes its
-model step t at engine step t + L, and is inert before.
+model step t at engine step t + L, and is inert before. Inhibitory cells send a second message, over the same routes, to
+the second port of a group that has two.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from targets.loihi.kernel import Kernel, Table
 from targets.loihi.limits import Chip, chip_of
 from targets.loihi.partition import UNROLL_LIMIT, ordered, partition
 from targets.loihi.placement import place
-from targets.loihi.plan import LIF_FIELDS, Plan, Population, bias_of, lif_of, plan
+from targets.loihi.plan import CIRCUIT_FIELDS, FIRING, LIF_FIELDS, Plan, Population, bias_of, lif_of, plan
 
 FORMAT, SCHEMA = "loihi-program", 1
 FILE = "program.loihi.h5"
@@ -104,10 +107,10 @@ def _write(f: Any, made: Partition) -> None:
     about = {"format": FORMAT, "schema": SCHEMA, "chip": made.plan.chip.name, "encoding": made.encoding}
     f.attrs.update({**about, "dt": network.clock.dt, "tail": tail, "reset": RESETS[0]})
     for i, population in enumerate(made.plan.populations):
-        _population(f.create_group(f"populations/{i:04}"), network, population)
+        _population(f.create_group(f"populations/{i:04}"), made.plan, population)
     for i, group in enumerate(made.plan.groups):
         wraps = int(group.kernel.wraps and group.pooled is None)
-        about = {"population": made.plan.index(group.sink), "role": group.role, "wraps": wraps}
+        about = {"population": made.plan.index(group.sink), "role": group.role, "wraps": wraps, "ports": group.ports}
         f.create_group(f"groups/{i:04}").attrs.update(about)
     places = place(made)
     for k, (core, at) in enumerate(zip(made.cores, places, strict=True)):
@@ -122,17 +125,22 @@ def _write(f: Any, made: Partition) -> None:
         _kernels(f, made)
 
 
-def _population(group: Any, network: Network, population: Population) -> None:
+def _population(group: Any, made: Plan, population: Population) -> None:
     fields: dict[str, Any] = {"name": population.name, "kind": population.kind, "latency": population.latency}
     fields |= {"message_bits": population.message_bits, "shape": np.array(population.shape, np.int64)}
-    node: Any = network.graph.nodes[population.name]
-    if population.kind in ("neuron", "gated"):
+    node: Any = made.network.graph.nodes.get(population.name)
+    if population.kind in FIRING:
         fields |= {"compare": lif_of(node).compare, "reset": lif_of(node).reset}
     if population.kind == "gated":
         fields |= {"feedback": int(node.feedback is not None), "balance": int(node.balance is not None)}
         fields |= {k: int(getattr(node, k)) for k in ("feedback_shift", "balance_shift", "balance_bits")}
         table = np.zeros(256) if node.table is None else node.table
         group["table"] = np.asarray(table, np.uint8)
+    if circuit := made.circuit(population):
+        epsilon = 1 if circuit.epsilon is None else int(circuit.epsilon)
+        fields |= {"form": circuit.form, "gain_shift": circuit.gain_shift, "shift": circuit.shift, "epsilon": epsilon}
+        if made.table_bits(population):
+            group["table"] = np.asarray(circuit.table, np.uint16)
     group.attrs.update(fields)
 
 
@@ -140,7 +148,12 @@ def _core(group: Any, made: Plan, core: Core) -> None:
     """Neurons and their parameters."""
     group["neurons"] = core.neurons.astype(np.int32)
     population = made.population(core.population)
-    if population.kind in ("neuron", "gated"):
+    if circuit := made.circuit(population):
+        own = (circuit.gain_i, None, None) if population.kind == "inhibitory" else (None, circuit.gain_e, circuit.bias)
+        for name, value in zip(CIRCUIT_FIELDS, own, strict=True):
+            if value is not None:
+                group[name] = _own(value, population, core)
+    if population.kind in FIRING:
         lif = lif_of(made.network.graph.nodes[population.name])
         mant, exp = limits.bias_fits(made.chip, population.name, bias_of(lif))
         values = {k: getattr(lif, k) for k in LIF_FIELDS} | {"bias_mant": mant, "bias_exp": exp}

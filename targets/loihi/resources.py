@@ -54,6 +54,7 @@ def resources(
         "readout": _readout(found, activity),
         "reset": _reset(plan),
         "balance_gates": _balance(found),
+        "circuits": _circuits(plan),
         "custom_neurons": {p.name: p.custom for p in plan.cored if p.custom},
         "assumed_microcode": any(p.custom for p in plan.cored),
         "latency": {p.name: p.latency for p in plan.populations},
@@ -222,6 +223,24 @@ def _reset(plan: Plan) -> dict[str, Any]:
         "waiting_messages_steps": longest,
         "note": "silent steps alone clear no membrane, so every register is written",
     }
+
+
+def _circuits(plan: Plan) -> dict[str, Any]:
+    """What a circuit takes beside its synapses, whose words of W_EI stand once: cells, and what they send at most."""
+    found: dict[str, Any] = {}
+    for cells in (p for p in plan.populations if p.kind == "inhibitory"):
+        own = next(p for p in plan.cored if p.circuit == cells.circuit and p is not cells)
+        ports = next(g.ports for g in plan.groups if g.sink == own.name and g.role == "spread")
+        found[cells.circuit] = {
+            "population": own.name,
+            "form": plan.network.graph.nodes[cells.circuit].form,
+            "inhibitory_cells": cells.neurons,
+            "messages_of_a_cell": ports,
+            "payload_bits": cells.message_bits,
+            "steps_more": 1,
+            "assumed_microcode": True,
+        }
+    return found
 
 
 def _balance(made: Partition) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Each core has its axon table, its synapse words and its neurons. A message that is sent at engine step e reaches its
 core one hop later and is added to the sum that the core will use at e + 1 + delay. Membranes of a balance gate travel
 within the step. Samples follow each other; between them the registers are written as the file says. What happens
-inside a neuron is the one step of `eiexport.integers`, made from the file's numbers; all else is this module's own.
+inside a neuron is the one step of `eiexport.integers` or `eiexport.circuits`, made from the file's numbers; all else is
+this module's own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from eiexport.circuits import DIVIDING, IntCircuitStep
 from eiexport.connections import Identity
 from eiexport.integers import PREPARE, IntCubaLIF, IntGatedFire
 from eiexport.ops import Ints, NumpyOps
@@ -23,6 +25,7 @@ from targets.base import TargetError
 from targets.loihi.assembly import Routes
 from targets.loihi.image import CoreImage, GroupImage, Image, PopulationImage, read
 from targets.loihi.kernel import ranges
+from targets.loihi.plan import FIRING, LIF_FIELDS
 
 OPS = NumpyOps()
 HALF = 1 << 23  # of a 24-bit register
@@ -69,7 +72,8 @@ class Simulator:
             for k in awake:
                 z = cores[k].decide(e)
                 record.keep(cores[k], sample, e, z)
-                senders[k].send(z, e + 1)
+                for port, sent in enumerate(cores[k].sent(z)):
+                    senders[k].send(sent, e + 1, port)
 
     def _checked(self, x: np.ndarray, source: PopulationImage) -> np.ndarray:
         if x.ndim != len(source.shape) + 2 or tuple(x.shape[2:]) != source.shape or 0 in x.shape:
@@ -92,12 +96,13 @@ class _Core:
         self.population = whole.populations[image.population]
         self.latency = self.population.latency
         self.n = len(image.neurons)
-        self.step = _step(image, self.population)
-        self.groups = [_Sum(whole.groups[i], image.exponent[i], image.constant[i]) for i in image.groups]
+        self.step, self.circuit = _step(image, self.population), _circuit(image, self.population)
+        ports = [(i, port) for i in image.groups for port in range(whole.groups[i].ports)]
+        self.groups = [_Sum(whole.groups[i], port, image.exponent[i], image.constant[i]) for i, port in ports]
         self.slots = whole.longest_delay + 2
-        words, place = image.synapses, {g: i for i, g in enumerate(image.groups)}
+        words, place = image.synapses, {g: ports.index((g, 0)) for g in image.groups}
         row = np.array([place[g] for g in words.group.tolist()], np.int64) * self.n
-        # where a word's product goes: one sum a group and neuron
+        # where a word's product goes: one sum a group, port and neuron
         self.goal = np.repeat(row, np.diff(words.start)) + words.target
         self.word = words.word.astype(np.int64)
         self.start, self.count = words.start[:-1], np.diff(words.start)
@@ -110,25 +115,27 @@ class _Core:
         self.membrane: State = ()
         self.z = np.zeros(self.n)
 
-    def receive(self, axon: np.ndarray, value: np.ndarray, use: np.ndarray) -> None:
+    def receive(self, axon: np.ndarray, value: np.ndarray, use: np.ndarray, port: int) -> None:
         """Add messages to the sums of the engine steps at which they are used."""
         count = self.count[axon]
         words = ranges(self.start[axon], count)
-        at = np.repeat(use % self.slots * self.sums.shape[1], count) + self.goal[words]
+        at = np.repeat(use % self.slots * self.sums.shape[1], count) + self.goal[words] + port * self.n
         np.add.at(self.sums.reshape(-1), at, self.word[words] * np.repeat(value, count))
 
-    def _take(self, e: int, role: str) -> np.ndarray:
+    def _take(self, e: int, role: str, port: int = 0) -> np.ndarray:
         """The sums of a role at this step, shifted, wrapped, with their constants; they are zero afterwards."""
         slot = self.sums[e % self.slots].reshape(len(self.groups), self.n)
         total = np.zeros(self.n, np.int64)
         for i, group in enumerate(self.groups):
-            if group.role == role:
+            if (group.role, group.port) == (role, port):
                 total += group.value(slot[i])
                 slot[i] = 0
         return total
 
     def charge(self, e: int) -> None:
         a = self._take(e, "input").astype(np.float64)
+        if self.circuit is not None:
+            a = self._current(e, self.circuit, a)
         if self.step is None:
             self.z = a
         elif isinstance(self.step, IntGatedFire):
@@ -137,6 +144,19 @@ class _Core:
             self.membrane = self.step.inner.charge(OPS, a, self.state[:-1])
         else:
             self.membrane = self.step.charge(OPS, a, self.state)
+
+    def _current(self, e: int, circuit: IntCircuitStep, a: np.ndarray) -> np.ndarray:
+        """s of inhibitory cells, else the circuit's current."""
+        if self.population.kind == "inhibitory":
+            return circuit.currents(OPS, a)[1]
+        taken, weighed = (self._take(e, "spread", port).astype(np.float64) for port in (0, 1))
+        return circuit.settle(OPS, a, taken, weighed if circuit.form in DIVIDING else None)
+
+    def sent(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The messages of this step, by port."""
+        if self.circuit is None or not self.population.sends_twice:
+            return (z,)
+        return z, self.circuit.weighed(OPS, self.z).astype(np.int64)
 
     def message(self) -> np.ndarray:
         """The membranes as messages."""
@@ -159,6 +179,7 @@ class _Sum:
     """What becomes of a group's sums: << or >> (rounding down), modulo 2^24, + constant."""
 
     group: GroupImage
+    port: int
     exponent: np.ndarray
     constant: np.ndarray
 
@@ -184,7 +205,7 @@ class _Sender:
             count = np.bincount(source[mine], minlength=len(routes.start) - 1)
             self.parts.append((cores[k], np.cumsum(count) - count, count, routes.axon[mine], routes.delay[mine]))
 
-    def send(self, z: np.ndarray, use: int) -> None:
+    def send(self, z: np.ndarray, use: int, port: int = 0) -> None:
         """Send what is not zero; `use` is the engine step at which a message without delay is used."""
         active = np.flatnonzero(z)
         if not len(active):
@@ -192,7 +213,7 @@ class _Sender:
         for core, start, count, axon, delay in self.parts:
             rows = ranges(start[active], count[active])
             if len(rows):
-                core.receive(axon[rows], np.repeat(z[active], count[active]), use + delay[rows])
+                core.receive(axon[rows], np.repeat(z[active], count[active]), use + delay[rows], port)
 
 
 class _Record:
@@ -209,7 +230,7 @@ class _Record:
                 self.rows[k] = ids, r.slot[ids]
         kept = [image.populations[r.population] for r in image.readout]
         self.shapes: dict[str, Ints] = {p.name: (samples, steps, *p.shape) for p in kept}
-        neurons = [p for p in kept if p.kind in ("neuron", "gated")]
+        neurons = [p for p in kept if p.kind in FIRING]
         spiking = {p.name for p in neurons}
         size = {p.name: (samples, steps, int(np.prod(p.shape))) for p in kept}
         self.z = {n: np.zeros(s, np.int8 if n in spiking else np.int64) for n, s in size.items()}
@@ -236,13 +257,13 @@ class _Record:
 
 def _step(image: CoreImage, population: PopulationImage) -> Any:
     """The neuron's step with this core's numbers; None for sums that are read as they are."""
-    if population.kind == "readout":
+    if population.kind not in FIRING:
         return None
-    p = dict(image.parameters)
+    p = {k: v for k, v in image.parameters.items() if k in LIF_FIELDS}
     full = {k: np.broadcast_to(p.pop(k), len(image.neurons)) for k in ("vth", "lower") if k in p}
     lif = IntCubaLIF(**full, **p, compare=population.compare, reset=population.reset)  # type: ignore[arg-type]
     fire = PREPARE["IntCubaLIF"](lif, Clock(1.0, "euler"))
-    if population.kind == "neuron":
+    if population.kind != "gated":
         return fire
     present = Identity()  # its sums come from the core, so nothing but the gate's presence is told
     return IntGatedFire(
@@ -253,4 +274,29 @@ def _step(image: CoreImage, population: PopulationImage) -> Any:
         feedback_shift=population.feedback_shift,
         balance_shift=population.balance_shift,
         balance_bits=population.balance_bits,
+    )
+
+
+def _circuit(image: CoreImage, population: PopulationImage) -> IntCircuitStep | None:
+    """The circuit's step likewise; of its inhibitory cells it tells s and what they send, else the current."""
+    if not population.form:
+        return None
+    own = Identity()  # its sums come from the core
+    numbers: dict[str, Any] = {
+        k: image.parameters[k].astype(np.float64) for k in ("gain_i", "gain_e") if k in image.parameters
+    }
+    table = population.table.astype(np.float64)
+    return IntCircuitStep(
+        excite=own,
+        inhibit=own,
+        spread=own,
+        form=population.form,
+        zero="constant",
+        **numbers,
+        bias=image.parameters.get("current"),
+        epsilon=np.asarray(float(population.epsilon)),
+        table=table,
+        table_bits=len(table).bit_length() - 1,
+        gain_shift=population.gain_shift,
+        shift=population.shift,
     )
