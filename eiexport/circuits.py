@@ -76,7 +76,8 @@ class Circuit(Step):
 
     def output_shape(self, shape: Ints) -> Ints:
         out, cells = self.excite.output_shape(shape), self.inhibit.output_shape(shape)
-        if out[1:] != cells[1:] or self.spread.output_shape(cells) != out:
+        places = slice(1, None) if isinstance(self.excite, Conv) else slice(-1)
+        if out[places] != cells[places] or self.spread.output_shape(cells) != out:
             raise ValueError(f"excite gives {out}, inhibit {cells}, which spread must map onto it")
         return out
 

@@ -34,10 +34,10 @@ class Lava(Target):
         **dict.fromkeys(("IF", "LIF", "CubaLIF", "Threshold", "EIDiscreteLIF"), Claim("exact", f"{FLOAT} or {OWN}")),
         **dict.fromkeys(("SumPool2d", "AvgPool2d"), Claim("exact after lowering", FLOAT)),
         "Delay": Claim("exact after lowering", OWN),
-        **dict.fromkeys(("Scale", "I", "LI", "CubaLI", "EIGatedLIF", "EIMaxPool2d"), Claim("exact", OWN)),
+        **dict.fromkeys(("Scale", "I", "LI", "CubaLI", "EIGatedLIF", "EIMaxPool2d", "EICircuit"), Claim("exact", OWN)),
         **dict.fromkeys(("IntDense", "IntConv"), Claim("exact", FIXED)),
         "IntCubaLIF": Claim("exact", f"{FIXED} or {OWN}"),
-        "IntGatedLIF": Claim("exact", OWN),
+        **dict.fromkeys(("IntGatedLIF", "IntCircuit"), Claim("exact", OWN)),
         **dict.fromkeys(("Input", "Output"), Claim("exact")),
     }
 

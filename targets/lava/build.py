@@ -14,6 +14,7 @@ from lava.proc.dense.process import Dense as LavaDense
 from lava.proc.lif.process import LIFReset, TernaryLIF
 from lava.utils.weightutils import SignMode
 
+from eiexport.circuits import Circuit
 from eiexport.connections import Conv, Dense, Flatten, MaxPool, Pool
 from eiexport.graph import Network
 from eiexport.integers import IntConvStep, IntDenseStep
@@ -22,7 +23,8 @@ from eiexport.ops import Ints, Window
 from eiexport.standard import next_below
 from eiexport.steps import Neuron, Step
 from targets.lava import fixed
-from targets.lava.plan import CUSTOM, OPS, STOCK, Plan, hop, message_bits
+from targets.lava.plan import CUSTOM, OPS, STOCK, Plan, connects, message_bits
+from targets.lava.processes.circuit import StepCircuit
 from targets.lava.processes.delay import DelayLine
 from targets.lava.processes.neuron import StepGated, StepMap, StepNeuron
 from targets.lava.processes.player import Player
@@ -34,27 +36,27 @@ TURN: View = (("transpose", (2, 1, 0)),)  # (C, H, W) to Lava's (W, H, C), and b
 
 
 class Placed(NamedTuple):
-    """A process with its ports, and the views that lead from and to the shapes of the graph.
+    """A node's process, its ports, and the views that lead from and to the shapes of the graph.
 
-    beside: ports (in, out) of further processes that do a share each: they get the same, and their outputs are summed.
+    A node may be several processes: all in-ports get the same, and what the out-ports send is summed. `process` is
+    then one that does a share, or the one that sends.
     """
 
     process: Any
-    inp: Any
-    out: Any
+    inps: tuple[Any, ...]
+    outs: tuple[Any, ...]
     enter: View = ()
     leave: View = ()
-    beside: tuple[tuple[Any, Any], ...] = ()
 
     def feed(self, port: Any) -> None:
         """Connect a port of the graph's shape to whatever takes the input."""
-        for inp in (self.inp, *(i for i, _ in self.beside)):
+        for inp in self.inps:
             _view(port, self.enter).connect(inp)
 
     @property
     def outputs(self) -> Iterator[Any]:
         """Ports of the graph's shape, whose sum is the output."""
-        for out in (self.out, *(o for _, o in self.beside)):
+        for out in self.outs:
             yield _view(out, self.leave)
 
 
@@ -68,7 +70,7 @@ class Build:
         self.network, self.plan, self.period = network, plan, steps
         self._lines: dict[tuple[str, int], DelayLine] = {}
         self.player = Player(inputs)
-        self._placed = {network.input: Placed(self.player, None, self.player.out)}
+        self._placed = {network.input: Placed(self.player, (), (self.player.out,))}
         rest = [n for n in plan.process if n != network.input]
         self._placed |= {n: self._place(n, network.steps[n]) for n in rest}
         for name in rest:
@@ -126,9 +128,11 @@ class Build:
 
     def _place(self, name: str, step: Step) -> Placed:
         shape, plan, node = self.network.input_shape(name), self.plan, self.network.graph.nodes[name]
-        if hop(step):
-            bits = message_bits(self.network, plan, name)
+        if connects(step):
+            bits = message_bits(self.network, plan, name, step)
             return _connection(step, node, shape, bits, plan.gain.get(name, 1.0))
+        if isinstance(step, Circuit):
+            return self._circuit(name, step, node, shape)
         if isinstance(step, Delay):
             return self._delay(name, step, shape)
         if plan.process[name] == STOCK:
@@ -136,11 +140,11 @@ class Build:
         if not isinstance(step, Neuron):
             # a constant passes a linear node beside the ports, but a maximum has to see it
             moved = StepMap(shape, step, plan.entering[name] if isinstance(step, MaxPool) else np.zeros(()))
-            return Placed(moved, moved.inp, moved.out)
+            return Placed(moved, (moved.inp,), (moved.out,))
         own = (step, plan.entering[name], self.period, plan.latency[name])
         if not fixed.routed(step, node):
             neuron = StepNeuron(shape, *own)
-            return Placed(neuron, neuron.inp, neuron.out)
+            return Placed(neuron, (neuron.inp,), (neuron.out,))
         assert isinstance(step, GatedFire) and step.feedback is not None
         gated = StepGated(shape, *own)
         # its own output, through Lava's connection, is late by the one step that the feedback asks for
@@ -148,7 +152,26 @@ class Build:
         feedback.feed(gated.out)
         for port in feedback.outputs:
             port.connect(gated.fed)
-        return Placed(gated, gated.inp, gated.out)
+        return Placed(gated, (gated.inp,), (gated.out,))
+
+    def _circuit(self, name: str, step: Circuit, node: Any, shape: Ints) -> Placed:
+        """W_EE and W_IE as Lava's own connections, which take the hop, and what is left of the circuit behind them."""
+        own = StepCircuit(shape, step)
+        parts = []
+        for part, port in zip(fixed.PARTS, (own.excited, own.inhibited), strict=True):
+            linear = getattr(step, part)
+            bits = message_bits(self.network, self.plan, name, linear)
+            parts.append(_connection(linear, getattr(node, part), shape, bits))
+            for out in parts[-1].outputs:
+                out.connect(port)
+        constant = self.plan.entering[name]
+        if not constant.any():
+            return Placed(own, tuple(i for p in parts for i in p.inps), (own.out,), parts[0].enter)
+        # behind the connections it would come too late: they round, and a sum that is zero must be so exactly
+        line = DelayLine(shape, 0, constant=constant)
+        for placed in parts:
+            placed.feed(line.out)
+        return Placed(own, (line.inp,), (own.out,))
 
     def _delay(self, name: str, step: Delay, shape: Ints) -> Placed:
         delay = np.full(shape, step.shortest)
@@ -158,7 +181,7 @@ class Build:
         # in a cycle, connections may have taken some of the steps
         length = delay + latency - self.plan.arrival(self.network, name)
         line = DelayLine(shape, length, delay, self.plan.entering[name], self.period, latency)
-        return Placed(line, line.inp, line.out)
+        return Placed(line, (line.inp,), (line.out,))
 
     def _lif(self, name: str, step: Step, shape: Ints) -> Placed:
         """Lava's LIF: u = u (1 - du) + a, v = v (1 - dv) + u + bias, spike where v > vth, then v = 0.
@@ -170,9 +193,9 @@ class Build:
             ternary = TernaryLIF(shape=shape, **numbers)
             for key, value in reset.items():  # see `targets.lava.models`
                 ternary.proc_params[key] = value
-            return Placed(ternary, ternary.a_in, ternary.s_out)
+            return Placed(ternary, (ternary.a_in,), (ternary.s_out,))
         lif = LIFReset(shape=shape, **(numbers or self._real(name, step, shape)), **reset)
-        return Placed(lif, lif.a_in, lif.s_out)
+        return Placed(lif, (lif.a_in,), (lif.s_out,))
 
     def _real(self, name: str, step: Step, shape: Ints) -> dict[str, Any]:
         """The parameters of Lava's LIF in floating point."""
@@ -202,7 +225,7 @@ def _connection(step: Step, node: Any, shape: Ints, bits: int, gain: float = 1.0
         return _words(step, node, shape, bits)
     if isinstance(step, Dense) and len(shape) == 1:
         dense = LavaDense(weights=step.weight * gain, num_message_bits=bits)
-        return Placed(dense, dense.s_in, dense.a_out)
+        return Placed(dense, (dense.s_in,), (dense.a_out,))
     out = ("reshape", step.output_shape(shape))
     image: Ints = shape
     enter: View = TURN
@@ -227,7 +250,7 @@ def _connection(step: Step, node: Any, shape: Ints, bits: int, gain: float = 1.0
             window = Window((1, *window.stride), (0, *window.padding), (1, *window.dilation), window.groups)
             enter, leave = (("reshape", image), *TURN), (*TURN, out)
     conv = _conv(weight * gain, image, window, bits)
-    return Placed(conv, conv.s_in, conv.a_out, enter, leave)
+    return Placed(conv, (conv.s_in,), (conv.a_out,), enter, leave)
 
 
 def _words(step: IntDenseStep, node: Any, shape: Ints, bits: int) -> Placed:
@@ -247,11 +270,10 @@ def _words(step: IntDenseStep, node: Any, shape: Ints, bits: int) -> Placed:
         )
         for exponent in fixed.exponents(node)
     ]
-    (first, inp, out), *beside = ((p, p.s_in, p.a_out) for p in parts)
     flat = len(shape) == 1
     enter: View = () if flat else (("reshape", (math.prod(shape),)),)
     leave: View = () if flat else (("reshape", step.output_shape(shape)),)
-    return Placed(first, inp, out, enter, leave, tuple((i, o) for _, i, o in beside))
+    return Placed(parts[0], tuple(p.s_in for p in parts), tuple(p.a_out for p in parts), enter, leave)
 
 
 def _conv(weight: np.ndarray, shape: Ints, window: Window, bits: int) -> LavaConv:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eiexport.alphabet import Alphabet
+from eiexport.circuits import Circuit
 from eiexport.connections import Pool
 from eiexport.graph import Network
 from eiexport.integers import (
@@ -26,11 +27,13 @@ from eiexport.integers import (
     IntLinear,
 )
 from eiexport.neurons import Threshold
+from eiexport.ops import Ints
 from eiexport.steps import Step, linear_alphabet
 from targets.base import Unsupported
 
 KINDS = {"Input", "Output", "Flatten", "Delay", "Threshold", "SumPool2d"}
-KINDS |= {"IntDense", "IntConv", "IntCubaLIF", "IntGatedLIF"}
+KINDS |= {"IntDense", "IntConv", "IntCubaLIF", "IntGatedLIF", "IntCircuit"}
+PARTS = ("excite", "inhibit")  # of a circuit: those of its connections that are Lava's own
 WORD = 1 << 31  # Lava's signals are int32
 MANTISSA = (1 << 15) - 1  # and its bias mantissas int16
 MATRIX = 1 << 24  # entries of a Dense that stands for the same weights at several places
@@ -57,21 +60,31 @@ def _trouble(network: Network, name: str, step: Step, constant: np.ndarray) -> s
     a = arriving(network, name)
     if largest(a) >= WORD:
         return f"it gets {a}, and signals have 32 bits; scale the weights before it down"
+    node, shape = network.graph.nodes[name], network.input_shape(name)
     if isinstance(step, IntLinear):
-        if isinstance(step, IntConvStep) and step.shift:
-            exponent = number(network.graph.nodes[name].weight_exp)
-            return f"Lava's Conv has no weight_exp, and {exponent} does not divide its weights; use weight_exp >= 0"
         if constant.any() and (step.shift or step.wraps):
             return "it rounds or wraps what the bias before it adds; move that bias behind this node"
-        if (total := accumulated(step, a, network.graph.nodes[name])) >= WORD:
-            return f"its sums reach {total:g}, and Lava's have 32 bits; use smaller weights or messages"
-        places = math.prod(network.input_shape(name)[:-1])
-        if isinstance(step, IntDenseStep) and places**2 * step.weight.size > MATRIX:
-            return f"its weights serve {places} places, and Lava's Dense has one; use an IntConv of one pixel"
-    elif isinstance(step, Pool) and largest(network.alphabets[name]) > TOP:
+        return _unlike(step, node, a, shape)
+    if isinstance(step, Circuit):
+        found = {part: _unlike(getattr(step, part), getattr(node, part), a, shape) for part in PARTS}
+        return next((f"in {part}, {trouble}" for part, trouble in found.items() if trouble), "")
+    if isinstance(step, Pool) and largest(network.alphabets[name]) > TOP:
         return (
             f"it sums up to {network.alphabets[name]}, and Lava's Conv wraps at {REGISTER} bits; pool smaller messages"
         )
+    return ""
+
+
+def _unlike(step: IntLinear, node: Any, a: Alphabet, shape: Ints) -> str:
+    """What Lava's Dense or Conv, in place of a connection that gets `a` of this shape, would do otherwise."""
+    if isinstance(step, IntConvStep) and step.shift:
+        exponent = number(node.weight_exp)
+        return f"Lava's Conv has no weight_exp, and {exponent} does not divide its weights; use weight_exp >= 0"
+    if (total := accumulated(step, a, node)) >= WORD:
+        return f"its sums reach {total:g}, and Lava's have 32 bits; use smaller weights or messages"
+    places = math.prod(shape[:-1])
+    if isinstance(step, IntDenseStep) and places**2 * step.weight.size > MATRIX:
+        return f"its weights serve {places} places, and Lava's Dense has one; use an IntConv of one pixel"
     return ""
 
 

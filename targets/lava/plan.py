@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from eiexport.circuits import DIVIDING, Circuit
 from eiexport.connections import Conv, Dense, Flatten, Identity, MaxPool, Pool
 from eiexport.errors import GraphError
 from eiexport.graph import Network
@@ -30,14 +31,14 @@ class Plan:
     """What is decided of each node.
 
     Biases of stateless nodes are the same at every step, so they are not sent: they stand beside the ports as
-    constants, until a neuron, a delay, a maximum or a recorder adds them. That is one process less, and no hop delays
-    them.
+    constants, until a neuron, a delay, a maximum, a circuit or a recorder adds them. That is one process less, and no
+    hop delays them.
     """
 
     latency: dict[str, int]  # engine steps behind the model
     process: dict[str, str]  # STOCK or CUSTOM; none for a node that is a view of others' ports
     entering: dict[str, np.ndarray]  # constant that belongs to what the ports bring
-    leaving: dict[str, np.ndarray]  # constant behind the node; zero behind neurons, delays and maxima
+    leaving: dict[str, np.ndarray]  # constant behind the node; zero behind what adds it
     gain: dict[str, float]  # factor of a connection's weights, on behalf of the neuron behind it
     lif: dict[str, dict[str, Any]] = field(default_factory=dict)  # parameters of a stock neuron in fixed point
 
@@ -51,13 +52,17 @@ class Plan:
         """How many processes Lava starts."""
         nodes = network.graph.nodes
         fed = [nodes[n].feedback for n, s in network.steps.items() if fixed.routed(s, nodes[n])]
+        circuits = [n for n, s in network.steps.items() if isinstance(s, Circuit)]
+        fed += [getattr(nodes[n], part) for n in circuits for part in fixed.PARTS]
         shares = sum(len(fixed.exponents(node)) - 1 for node in (*nodes.values(), *fed))
+        shares += sum(bool(self.entering[n].any()) for n in circuits)
         held = {(s, self.arrival(network, n) - self.latency[s]) for n, came in network.sources.items() for s in came}
         return len(self.process) + len(network.recorded) + len(fed) + shares + sum(slack > 0 for _, slack in held)
 
 
 def plan(network: Network) -> Plan:
     """Decide everything; raises Unsupported where the graph cannot run on Lava."""
+    _no_minimum(network)
     entering, leaving = _constants(network)
     if network.integer:
         fixed.check(network, entering)
@@ -67,7 +72,7 @@ def plan(network: Network) -> Plan:
     for name, step in network.steps.items():
         if isinstance(step, (Identity, Flatten)) and name != network.input:
             continue
-        if not network.integer or hop(step):
+        if not network.integer or connects(step):
             process[name] = _process(network, name, step, entering[name], gain)
         else:
             found = fixed.lif(network, name, entering[name]) if step.neuron else None
@@ -82,14 +87,21 @@ def plan(network: Network) -> Plan:
 
 def hop(step: Step) -> int:
     """Engine steps that a node takes: Lava's Dense and Conv deliver what they got in the step before."""
-    return int(isinstance(step, (Dense, Conv, Pool)))
+    return int(connects(step) or isinstance(step, Circuit))
 
 
-def message_bits(network: Network, plan: Plan, name: str) -> int:
-    """0 (a message is a spike, or nothing) where every message into a node is 0 or 1, else 24; or as the node says."""
-    step = network.steps[name]
-    # behind a bias the alphabet holds it, and the message does not
-    if plan.entering[name].any():
+def connects(step: Step) -> bool:
+    """True for what one of Lava's Dense or Conv does alone."""
+    return isinstance(step, (Dense, Conv, Pool))
+
+
+def message_bits(network: Network, plan: Plan, name: str, step: Step) -> int:
+    """0 (a message is a spike, or nothing) where every message into a node is 0 or 1, else 24; or as the node says.
+
+    step: the connection that gets them, the node itself or a part of it.
+    """
+    # behind a bias the alphabet holds it, and the message does not; a circuit adds it before its connections
+    if plan.entering[name].any() and connects(network.steps[name]):
         return 24
     if isinstance(step, IntLinear):
         return step.message_bits
@@ -117,13 +129,23 @@ def _constants(network: Network) -> tuple[dict[str, np.ndarray], dict[str, np.nd
 
     for name in (n for component in network.order for n in component if n != network.input):
         step = network.steps[name]
-        if not step.neuron and not isinstance(step, Delay | MaxPool):
+        if not step.neuron and not isinstance(step, Delay | MaxPool | Circuit):
             leaving[name] = step.drive(OPS, enter(name)[None])[0]
     return entering | {n: enter(n) for n in network.shapes if n != network.input}, leaving
 
 
+def _no_minimum(network: Network) -> None:
+    for name, step in network.steps.items():
+        if isinstance(step, Circuit) and step.form in DIVIDING and step.zero == "sample_min":
+            kind = type(network.graph.nodes[name]).__name__
+            raise Unsupported(
+                f"target 'lava' cannot run node {name!r} ({kind}): no chip finds the smallest denominator of a sample; "
+                "give --divide exact (a calibrated constant for zero denominators), frozen, shift or table"
+            )
+
+
 def _process(network: Network, name: str, step: Step, constant: np.ndarray, gain: dict[str, float]) -> str:
-    if isinstance(step, (Dense, Conv, Pool)):
+    if connects(step):
         return STOCK
     if isinstance(step, Threshold):
         return STOCK if step.threshold.ndim == 0 else CUSTOM
@@ -156,4 +178,4 @@ def _owned(network: Network, name: str) -> bool:
     """True where every source is a connection that feeds this node alone: its weights may hold the node's gain."""
     sources = network.sources[name]
     sinks = [n for n, came in network.sources.items() for s in came if s in sources]
-    return all(hop(network.steps[s]) for s in sources) and set(sinks) == {name}
+    return all(connects(network.steps[s]) for s in sources) and set(sinks) == {name}
