@@ -6,6 +6,7 @@ Sums whose terms all lie on one grid and fit the engine's mantissa are exact in 
 integer-valued inputs that land on a threshold leave no room for an "explained" tie. An engine may fold a factor into
 the weights before it, so a product with an inexact factor rounds at m, not at |x|.
 Standard model fl(a op b) = (a op b)(1 + d), |d| <= u; n-term sums in any order: n u sum|terms| (Higham 2002, ch. 3).
+Overflow and underflow have no place in it: values whose size the dtype cannot hold show up as differences.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class BoundedOps:
         # both sides round: the engine in its dtype, this computation in float64
         self.u = float(np.finfo(dtype).eps) / 2 + 2.0**-53
         self.limit = 2.0 ** (np.finfo(dtype).nmant + 1)
+        self.tiny = float(np.finfo(dtype).smallest_normal)
         self.np = NumpyOps()
 
     def exact(self, x: np.ndarray) -> Bounded:
@@ -77,7 +79,7 @@ class BoundedOps:
 
     def mul(self, a: Any, b: Any) -> Bounded:
         a, b = self._lift(a), self._lift(b)
-        e = np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e
+        e = np.abs(a.x) * b.e + (np.abs(b.x) + b.e) * a.e
         magnitude = a.rough * b.rough
         terms = None if a.m is None and b.m is None else magnitude
         return self._sum(a.x * b.x, e, magnitude, 1, _both(a.k, b.k), terms)
@@ -85,35 +87,43 @@ class BoundedOps:
     def div(self, a: Any, b: Any) -> Bounded:
         """|a/b - a'/b'| <= (|a/b| e_b + e_a) / (|b| - e_b); by a power of two nothing is rounded."""
         a, b = self._lift(a), self._lift(b)
-        endless = np.isinf(b.x)
+        endless = np.isinf(b.x) & (b.e == 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             y, room = np.where(endless, 0.0, a.x / b.x), np.abs(b.x) - b.e
             e = np.where(endless, 0.0, (np.abs(y) * b.e + a.e) / room)
             magnitude = np.where(endless, 0.0, a.rough / np.abs(b.x))
         e = np.where((room > 0) | endless, e, np.inf)
         inexact = (np.abs(np.frexp(b.x)[0]) != 0.5) | (np.broadcast_to(b.e, e.shape) > 0)
-        return Bounded(y, np.where(inexact & ~endless, e + self.u * (magnitude + e), e), None)
+        e = np.where(inexact & ~endless, e + self.u * (magnitude + e), e)
+        return Bounded(y, e, None if e.any() else grid(y))
 
     def relu(self, x: Bounded) -> Bounded:
         return Bounded(np.maximum(x.x, 0), x.e, x.k, x.m)
 
     def least(self, x: Bounded) -> Bounded:
-        """The smallest of some values is off by no more than the one that is off most."""
+        """No lower than the smallest of the lower ends, and not as far above, where it is known which values are 0."""
         y = self.np.least(x.x)
-        e = np.broadcast_to(x.e, x.shape).max(axis=tuple(range(1, x.x.ndim)), keepdims=True)
-        return Bounded(y, np.where(np.isinf(y), 0.0, e), None)
+        with np.errstate(invalid="ignore"):
+            e = np.where(np.isinf(y), 0.0, y - self.np.least(x.x - x.e))
+        unsure = self._maybe_zero(x).any(axis=tuple(range(1, x.x.ndim)), keepdims=True)
+        return Bounded(y, np.where(unsure, np.inf, e), None)
 
     def fill(self, x: Bounded, y: Any) -> Bounded:
         """Where it is not known whether x is 0, nothing is known."""
         y = self._lift(y)
-        unsure = (np.abs(x.x) <= x.e) & (x.e > 0)
         e = np.where(x.x == 0, np.broadcast_to(y.e, x.shape), x.e)
-        return Bounded(self.np.fill(x.x, y.x), np.where(unsure, np.inf, e), None)
+        return Bounded(self.np.fill(x.x, y.x), np.where(self._maybe_zero(x), np.inf, e), None)
+
+    def _maybe_zero(self, x: Bounded) -> np.ndarray:
+        """Where the engine may hold 0 or not; numbers too small for its dtype it may have flushed to 0."""
+        size = np.abs(x.x)
+        return (size <= x.e) & (x.e > 0) | (size < self.tiny) & (size > 0)
 
     def octave(self, x: Bounded, low: float) -> Bounded:
-        # the factor `low` is rounded by the engine, and so is the quotient
+        # the factor `low` is rounded by the engine, and so is the quotient: unless it is a power of two itself
+        rounded = 0.0 if np.frexp(low)[0] == 0.5 else 4 * self.u
         least = float(np.finfo(np.float64).tiny)
-        return self._rising(lambda a: self.np.octave(np.maximum(a, least), low), x, x.e + 4 * self.u * np.abs(x.x))
+        return self._rising(lambda a: self.np.octave(np.maximum(a, least), low), x, x.e + rounded * np.abs(x.x))
 
     def gate(self, x: Bounded) -> Bounded:
         y = self.np.gate(x.x)
@@ -198,7 +208,8 @@ class BoundedOps:
         y = f(x.x)
         with np.errstate(invalid="ignore"):
             off = np.maximum(f(x.x + e) - y, y - f(x.x - e))
-        return Bounded(y, np.where(np.isnan(off), np.where(np.isinf(y), 0.0, np.inf), off), grid(y))
+        off = np.where(np.isnan(off), 0.0, off)  # of an infinite value
+        return Bounded(y, np.where(np.isinf(e), np.inf, off), grid(y))
 
     def _whole(self, y: np.ndarray, e: np.ndarray, x: Bounded) -> Bounded:
         return Bounded(y, np.where(x.e > 0, e + 1, 0.0), 0)

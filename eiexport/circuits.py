@@ -44,6 +44,7 @@ CURRENT = TOP >> ALIGN  # an integer current is clipped to what the registers ho
 TABLE_BITS = 6
 RECIPROCAL_BITS = 12  # a table's entries: 1/m in Q0.12
 HALF_OCTAVE = math.sqrt(0.5)
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def reciprocals(bits: int) -> np.ndarray:
@@ -94,12 +95,14 @@ class Circuit(Step):
             return REAL
         e, taken = self.excite.alphabet(a), self.spread.alphabet(_above(self.inhibit.alphabet(a)))
         n = interval(e.lo - taken.hi, e.hi - taken.lo, e.discrete and taken.discrete)
+        if not math.isfinite(n.hi - n.lo):
+            return REAL
         if self.form == "none" and self.bias is None:
             return n
         gain = np.ones(1) if self.gain_e is None else np.ravel(self.gain_e)
         bias = 0.0 if self.bias is None else np.ravel(self.bias)
         ends = np.stack([n.lo * gain + bias, n.hi * gain + bias])
-        return interval(float(ends.min()), float(ends.max()), False) if np.isfinite(ends).all() else REAL
+        return interval(float(ends.min()), float(ends.max()), False)
 
     def drive(self, ops: Ops, x: Array) -> Array:
         e, s = self.currents(ops, x)
@@ -157,8 +160,9 @@ class Circuit(Step):
 
     @property
     def linear(self) -> bool:
-        """True where the circuit is affine in its input, as long as that is not negative: it folds."""
-        return self.form in ("none", "frozen")
+        """True where the circuit is affine in its input, as long as that is not negative, and folds into one kernel."""
+        grouped = isinstance(self.excite, Conv) and self.excite.window.groups > 1
+        return self.form in ("none", "frozen") and not grouped
 
 
 def _above(a: Alphabet) -> Alphabet:
@@ -170,11 +174,11 @@ class IntCircuitStep(Circuit):
     """The circuit in whole numbers. excite, inhibit, spread are integer connections without bias.
 
         s = relu(inhibit x);  N = excite x - spread s;  D = spread ((g_I s) >> gain_shift), zeros become epsilon
-        I = floor((g_E N << shift) / D) clipped to +-131071, + bias            ("exact"; "shift": D is a power of two)
-        I = floor((g_E N r << shift >> 12) / p), likewise                      ("table", r its entries)
-        I = (g_E N) << shift, rounding down, likewise                          ("frozen")
+        I = clip(floor((g_E N << shift) / D) + bias)             ("exact"; "shift": D is a power of two)
+        I = clip(floor((g_E N r << shift >> 12) / p) + bias)     ("table", r its entries)
+        I = clip(((g_E N) << shift) + bias), rounding down       ("frozen")
 
-    131071 is what the registers of the neuron behind it hold. spread's exponent shifts both of its sums.
+    clip to +-131071, which the registers of the neuron behind it hold. spread's exponent shifts both of its sums.
     """
 
     gain_shift: int = 0
@@ -192,7 +196,9 @@ class IntCircuitStep(Circuit):
                 raise ValueError(f"{name} may leave {REGISTER} bits: use fewer message bits or a smaller weight_exp")
         if self.form in DIVIDING:
             assert self.gain_i is not None
-            top = math.floor(float(self.gain_i.max()) * cells.hi / 2.0**self.gain_shift)
+            if (wide := float(self.gain_i.max()) * cells.hi) >= EXACT:
+                raise ValueError(f"gain_i times its cells reaches {wide:g}, beyond 2^53: use smaller gains")
+            top = math.floor(wide / 2.0**self.gain_shift)
             if self.spread.under(interval(0, top, True)).wraps:
                 raise ValueError(f"its denominators may leave {REGISTER} bits: raise gain_shift")
         reach = self._reach(a) * 2.0 ** max(self.shift, 0)
@@ -210,19 +216,16 @@ class IntCircuitStep(Circuit):
         return interval(e.lo - taken.hi, e.hi - taken.lo, True)
 
     def alphabet(self, a: Alphabet) -> Alphabet:
-        if self.form == "none":
-            n = self._difference(a) if a.kind != "real" else REAL
-        else:
-            n = interval(-CURRENT, CURRENT, True)
-        low, high = (0.0, 0.0) if self.bias is None else (float(self.bias.min()), float(self.bias.max()))
-        return n if n.kind == "real" else interval(n.lo + low, n.hi + high, True)
+        if self.form != "none":
+            return interval(-CURRENT, CURRENT, True)
+        return self._difference(a) if a.kind != "real" else REAL
 
     def weighed(self, ops: Ops, s: Array) -> Array:
         return ops.shift_floor(super().weighed(ops, s), self.gain_shift)
 
     def scaled(self, ops: Ops, n: Array) -> Array:
         y = super().scaled(ops, n)
-        return _clipped(ops, ops.shift_floor(y, -self.shift)) if self.form == "frozen" else y
+        return ops.shift_floor(y, -self.shift) if self.form == "frozen" else y
 
     def divided(self, ops: Ops, n: Array, d: Array) -> Array:
         n, (share, d) = self.scaled(ops, n), self.reciprocal(ops, d)
@@ -230,11 +233,16 @@ class IntCircuitStep(Circuit):
             n = ops.shift_floor(n, -self.shift)
         else:
             n = ops.shift_floor(ops.mul(n, share), RECIPROCAL_BITS - self.shift)
-        return _clipped(ops, ops.quotient(n, d))
+        return ops.quotient(n, d)
 
+    def biased(self, ops: Ops, y: Array) -> Array:
+        y = super().biased(ops, y)
+        return y if self.form == "none" else ops.saturate(y, -CURRENT, CURRENT)
 
-def _clipped(ops: Ops, y: Array) -> Array:
-    return ops.saturate(y, -CURRENT, CURRENT)
+    @property
+    def linear(self) -> bool:
+        """Never: whole numbers are rounded on the way."""
+        return False
 
 
 # --- nodes
@@ -421,7 +429,10 @@ def _circuit(node: EICircuit, clock: Clock) -> Circuit:
         denominator = _over(None, parameter(node, "denominator", positive=True), "denominator", parts["excite"])
         numbers["gain_e"] = numbers["gain_e"] / denominator
     if form in DIVIDING and zero == "constant":
-        numbers["epsilon"] = parameter(node, "epsilon", positive=True).reshape(())
+        numbers["epsilon"] = parameter(node, "epsilon", positive=True)
+        if numbers["epsilon"].size != 1 or numbers["epsilon"] < SMALLEST:
+            raise GraphError(f"epsilon = {node.epsilon}: give one number of at least {SMALLEST:.2g}, or float32 has none")
+        numbers["epsilon"] = numbers["epsilon"].reshape(())
     if form == "table":
         bits = _bits(node)
         numbers |= {"table": reciprocals(bits) / (1 << RECIPROCAL_BITS), "table_bits": bits}
@@ -429,7 +440,7 @@ def _circuit(node: EICircuit, clock: Clock) -> Circuit:
 
 
 def _bits(node: Any) -> int:
-    return int(whole_numbers(node, "table_bits", 1, 10).reshape(-1)[0])
+    return integers.number(node, "table_bits", 1, 10)
 
 
 def _int_circuit(node: IntCircuit, clock: Clock) -> IntCircuitStep:
@@ -442,7 +453,7 @@ def _int_circuit(node: IntCircuit, clock: Clock) -> IntCircuitStep:
         return whole_numbers(node, field, -(1 << 24) if signed else 0, 1 << 24)
 
     numbers = _numbers(node, parts, read)
-    one = {k: int(whole_numbers(node, k, *span).reshape(-1)[0]) for k, span in SPANS.items()}
+    one = {k: integers.number(node, k, *span) for k, span in SPANS.items()}
     if one["shift"] < 0 and form != "frozen":
         raise GraphError(f"shift = {one['shift']}: a divided numerator is shifted left, so it is at least 0")
     if form in DIVIDING:
@@ -464,11 +475,13 @@ PREPARE: dict[str, Callable[[Any, Clock], Step]] = {"EICircuit": _circuit, "IntC
 def fold(step: Circuit) -> tuple[Any, Any]:
     """(weight, bias or None) of the one connection, of excite's geometry, that a linear circuit is; NumPy or torch.
 
-    `gain (W_EE - W_EI W_IE)`, bias: since x and W_IE are not negative, the relu does nothing. Raises GraphError for
-    circuits that divide by what their input brings.
+    `gain (W_EE - W_EI W_IE)`, bias (one number where all agree): since x and W_IE are not negative, the relu does
+    nothing. Raises GraphError for circuits that are not `linear`.
     """
     if not step.linear:
-        raise GraphError(f"divides by what its input brings (form {step.form!r}), so it is no connection")
+        if step.form in DIVIDING:
+            raise GraphError(f"divides by what its input brings (form {step.form!r}), so it is no connection")
+        raise GraphError("is in groups, or in whole numbers, so it is no single connection")
     w, wi = step.excite.weight, step.inhibit.weight
     taken = step.spread.weight.reshape(len(w), len(wi)) @ wi.reshape(len(wi), -1)
     folded = w - taken.reshape(w.shape)

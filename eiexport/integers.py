@@ -356,7 +356,7 @@ def part(d: dict[str, Any]) -> nir.ir.NIRNode:
 # --- node -> step
 
 
-def _number(node: Any, field: str, lo: int, hi: int) -> int:
+def number(node: Any, field: str, lo: int, hi: int) -> int:
     a = whole_numbers(node, field, lo, hi)
     if a.size != 1:
         raise GraphError(f"{field} must be one number, found shape {a.shape}")
@@ -402,8 +402,8 @@ def _lif(node: Any, clock: Clock) -> IntFire:
 
 def _linear(node: Any) -> dict[str, Any]:
     """Weights with a positive exponent folded in, and what both kinds share."""
-    bits, mode = _number(node, "bits", 1, 8), _choice(node, "sign_mode", SIGN_MODES)
-    messages, exponent = _number(node, "message_bits", 0, 32), whole_numbers(node, "weight_exp", -16, 16)
+    bits, mode = number(node, "bits", 1, 8), _choice(node, "sign_mode", SIGN_MODES)
+    messages, exponent = number(node, "message_bits", 0, 32), whole_numbers(node, "weight_exp", -16, 16)
     weight = whole_numbers(node, "weight", -(1 << 23), 1 << 23)
     rows = (-1, *[1] * (weight.ndim - 1))
     if exponent.size not in (1, len(weight)):
@@ -439,7 +439,7 @@ def _conv(node: Any, clock: Clock) -> IntConvStep:
     shape, axes = np.shape(node.weight), np.ndim(node.weight) - 2
     if axes not in (1, 2) or 0 in shape:
         raise GraphError(f"weight must have 3 or 4 axes (out, in / groups, kernel), found {shape}")
-    groups = _number(node, "groups", 1, max(1, shape[0]))
+    groups = number(node, "groups", 1, max(1, shape[0]))
     if shape[0] % groups:
         raise GraphError(f"groups = {groups} does not divide {shape[0]} output channels")
     geometry = []
@@ -457,7 +457,7 @@ def _conv(node: Any, clock: Clock) -> IntConvStep:
 
 def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
     gates: dict[str, Any] = {"feedback": None, "balance": None}
-    bits = _number(node, "balance_bits", 2, REGISTER)
+    bits = number(node, "balance_bits", 2, REGISTER)
     top = (1 << (bits - 1)) - 1
     sent = BINARY if node.balance is None else TERNARY
     arriving = {"feedback": sent, "balance": interval(-top, top, True)}
@@ -475,7 +475,7 @@ def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
         before, total = replace(step, shift=0).sums(arriving[name]), step.sums(arriving[name])
         bias = 0.0 if step.bias is None else float(np.abs(step.bias).max())
         reach = max(-before.lo, before.hi, -total.lo + bias, total.hi + bias)
-        most = (1 << (_number(node, "accumulator_bits", 2, 48) - 1)) - 1
+        most = (1 << (number(node, "accumulator_bits", 2, 48) - 1)) - 1
         if reach > most:
             raise GraphError(
                 f"{name} sums up to {reach:g}, more than accumulator_bits = {node.accumulator_bits} hold; "
@@ -487,7 +487,7 @@ def _gated(node: IntGatedLIF, clock: Clock) -> IntGatedFire:
     inner = _lif(node.neuron, clock)
     if inner.lower is not None:
         raise GraphError("a gated neuron has one threshold: its sign comes from the balance gate, not from `lower`")
-    shifts: dict[str, Any] = {k: _number(node, k, 0, REGISTER - 1) for k in ("feedback_shift", "balance_shift")}
+    shifts: dict[str, Any] = {k: number(node, k, 0, REGISTER - 1) for k in ("feedback_shift", "balance_shift")}
     return IntGatedFire(inner=inner, **gates, values=values, balance_bits=bits, **shifts)
 
 

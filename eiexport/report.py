@@ -17,20 +17,22 @@ from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
 
-from eiexport import __version__
+from eiexport import __version__, insight, pictures
 from eiexport.check import MARGIN, TIES
 from eiexport.divide import Division
 from eiexport.files import replacing
 from eiexport.graph import Network, show
+from eiexport.insight import Seen
 from eiexport.losses import Loss, Quantisation
-from eiexport.trace import Divergence, NodeResult, TraceFile, earliest
+from eiexport.pictures import EXCITATORY, INHIBITORY
+from eiexport.trace import Divergence, NodeResult, TraceFile, chunk_size, earliest
 
 matplotlib.use("Agg")  # files only: no display needed
 import matplotlib.pyplot as plt
 from matplotlib.colors import BoundaryNorm, ListedColormap
 
 NEURONS = 96  # rows of a raster
-SPIKES = ListedColormap(["#4c72b0", "#ffffff", "#c44e52"])  # -1, 0, +1
+SPIKES = ListedColormap([INHIBITORY, "#ffffff", EXCITATORY])  # -1, 0, +1
 
 
 @dataclass
@@ -129,6 +131,8 @@ class Report:
     quantisation: Quantisation | None = None
     lowered: Network | None = None  # what the targets ran in the network's place
     division: Division | None = None  # where circuits were given another form
+    labels: np.ndarray | None = None  # class of each sample, by which pictures colour them
+    circuits: dict[str, Seen] = field(default_factory=dict)  # what circuits did in the reference's run; see `write`
 
     @property
     def output_silent(self) -> bool:
@@ -176,16 +180,29 @@ class Report:
             },
             **({} if self.division is None else {"division": self.division.to_json()}),
             **({} if self.quantisation is None else {"quantisation": self.quantisation.to_json()}),
+            **self._circuits_json(),
             **self.costs,
             "targets": {r.name: r.to_json(self.network) for r in self.rows},
         }
 
+    def _circuits_json(self) -> dict[str, Any]:
+        if not self.circuits:
+            return {}
+        layers = {n: seen.summary() for n, seen in self.circuits.items()}
+        return {"circuits": {"samples": self.watched, "layers": layers}}
+
+    @property
+    def watched(self) -> int:
+        """Samples that circuits were watched on."""
+        return next((s.rows["excitation"].shape[1] for s in self.circuits.values()), 0)
+
 
 def write(report: Report, out: Path) -> None:
     """DIR/report.json, DIR/report.html and DIR/raster-TARGET.png, each whole or not at all."""
+    report.circuits = watch(report, out)
     with replacing(out / "report.json") as temporary:
         temporary.write_text(json.dumps(_finite(report.to_json()), indent=2, allow_nan=False) + "\n")
-    pictures: dict[str, str] = {}
+    drawn: dict[str, str] = {}
     reference = out / "traces" / f"{report.reference.name}.h5"
     for row in report.rows:
         trace = out / "traces" / f"{row.name}.h5"
@@ -193,14 +210,33 @@ def write(report: Report, out: Path) -> None:
             picture = raster(report, row, reference, trace)
             with replacing(out / f"raster-{row.name}.png") as temporary:
                 temporary.write_bytes(picture)
-            pictures[row.name] = base64.b64encode(picture).decode()
+            drawn[row.name] = base64.b64encode(picture).decode()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("eiexport").joinpath("report.html.j2").read_text())
     helpers = {"words": words, "loss_cells": loss_cells, "loss_words": loss_words, "cost_words": cost_words}
-    about = {"report": report, "network": report.network, "pictures": pictures, "show": show}
+    about = {"report": report, "network": report.network, "pictures": drawn, "show": show}
+    about |= {"circuits": _circuits_drawn(report), "titles": insight.TITLES, "cells": insight.cells}
     page = template.render(**about, **helpers)
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page)
+
+
+def watch(report: Report, out: Path) -> dict[str, Seen]:
+    """What every circuit did in the reference's run, on its first chunk of samples: enough for averages."""
+    whole, trace = out / "input.h5", out / "traces" / f"{report.reference.name}.h5"
+    if not insight.circuits(report.network) or not (whole.is_file() and trace.is_file()):
+        return {}
+    with TraceFile(whole) as given, TraceFile(trace) as ran:
+        part = slice(0, chunk_size(report.network, report.steps))
+        return insight.of_trace(report.network, given.read(part).z[report.network.input], ran.read(part).z)
+
+
+def _circuits_drawn(report: Report) -> str:
+    if not report.circuits:
+        return ""
+    seen = {n: s.samples() for n, s in report.circuits.items()}
+    labels = None if report.labels is None else report.labels[: report.watched]
+    return base64.b64encode(pictures.circuits(seen, "", labels)).decode()
 
 
 def _finite(value: Any) -> Any:

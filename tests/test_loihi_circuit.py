@@ -81,8 +81,8 @@ class Oracle(NamedTuple):
         self.seen.update("top" for n in divided.values() if n > LIMIT)
         self.seen.update("bottom" for n in divided.values() if n < -LIMIT)
         self.seen.update("negative" for n in divided.values() if n < 0)
-        clipped = {i: min(max(n, -LIMIT), LIMIT) for i, n in divided.items()}
-        return {i: n + self.number(node.bias, i) for i, n in clipped.items()}
+        biased = {i: n + self.number(node.bias, i) for i, n in divided.items()}
+        return {i: min(max(n, -LIMIT), LIMIT) for i, n in biased.items()}
 
     def quotient(self, n: int, d: int, shift: int) -> int:
         if self.node.form == "exact":
