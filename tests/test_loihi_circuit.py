@@ -254,7 +254,7 @@ def joined() -> dict[str, Case]:
 
 
 CASES = alone() | harder() | joined()
-SILENT = ("silence", "clipped-low")  # hold what does not come of spikes
+SILENT = ("silence", "clipped-low", "wide")  # hold what does not come of spikes
 
 
 def samples(name: str) -> np.ndarray:
