@@ -3,7 +3,7 @@
     python benchmarks/circuit_step.py [--threads 1] [--batch 16] [--widths 64 16] [--rounds 9] [--out FILE]
 
 Of every layer, forward and all gradients (the first layer's input needs none):
-    floor    the convolutions W_EE x, W_IE x, W_EI s, W_EI (g_I s) alone, in the better of the two memory layouts
+    floor    the convolutions W_EE x, W_IE x, W_EI s, W_EI (g_I s) alone, in the best of three memory layouts
     run      `targets.circuits.run`, channels last
     step     the circuit's step as autograd runs it, channels last
     + LIF    run and the fused scan behind it (decay 0.5, threshold 1, >=, subtraction, detached), over the same floor
@@ -11,12 +11,14 @@ Every row of the input has a silent border, as images and events have, so that D
 Layers of an event net have T x batch rows; on a static image the first one has `batch` rows and is shown T times.
 Rounds of all variants alternate, so that whatever else the machine does hits all alike; ratios are of medians, those of
 a net of sums of medians. One thread is timed by the processor's clock, which other work does not stretch, more threads
-by the wall's.
+by the wall's. For all variants alike, freed memory stays with the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +38,15 @@ from torch import Tensor
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from eiexport.circuits import Circuit
-from eiexport.connections import Conv, Dense
-from eiexport.ops import Window
+from eiexport.connections import Dense
 from eitrain.cells import Cell, sigmoid
+from eitrain.circuits import Circuit
 from targets import circuits, kernels
 from targets.pytorch import TorchOps
 
 STEPS, CLASSES, RATE = 4, 10, 0.2
-SAME, POINT = Window((1, 1), (1, 1), (1, 1)), Window((1, 1), (0, 0), (1, 1))
-LAYOUTS = {"channels last": torch.channels_last, "plain": torch.contiguous_format}
+LAST, PLAIN = torch.channels_last, torch.contiguous_format
+LAYOUTS = {"floor, channels last": (LAST, LAST), "floor, maps so": (LAST, PLAIN), "floor, plain": (PLAIN, PLAIN)}
 VARIANTS = ("run", "step", "+ LIF")
 OPS = TorchOps(torch.float32, "cpu", sigmoid)
 LIF: Any = Cell(decay=0.5, threshold=1.0, compare="ge", reset="subtract", detach_reset=True).p.step()
@@ -52,6 +54,18 @@ LIF: Any = Cell(decay=0.5, threshold=1.0, compare="ge", reset="subtract", detach
 
 def clock() -> float:
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def keep_heap() -> None:
+    """Let glibc keep what was freed, as it does where a network's other layers hold the heap's end.
+
+    A layer alone would grow and shrink the heap at every call, and pay more for fresh pages than for its arithmetic.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        trim_threshold, mmap_threshold = -1, -3
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**25)
 
 
 @dataclass(frozen=True)
@@ -80,55 +94,35 @@ class Layer:
             else functional.avg_pool2d((torch.rand(shape) < RATE) + 0.0, 2)
         )
         x[..., : self.size // 4] = 0
-        return x.contiguous(memory_format=torch.channels_last).requires_grad_(not self.first)
+        return x.contiguous(memory_format=LAST).requires_grad_(not self.first)
 
-    def circuit(self) -> tuple[Circuit, list[Tensor]]:
-        """As E-I Init leaves it, for Bernoulli spikes."""
-        n, m, tail = self.cells, self.cells // 4, (3, 3) if self.size else ()
-        d = self.inputs * (9 if self.size else 1)
-        scale = ((1 - RATE) / (d * (2 - RATE))) ** 0.5
-        gain = ((2 - RATE) / (d * RATE)) ** 0.5
-        w_ee, w_ie = (torch.empty(k, self.inputs, *tail).exponential_(1 / scale).requires_grad_() for k in (n, m))
-        w_ei = torch.full((n, m, *(1 for _ in tail)), 1 / m, requires_grad=True)
-        g_i, g_e, b_e = (torch.full((k,), v, requires_grad=True) for k, v in ((m, gain), (n, 1.0), (n, 0.0)))
-        if not self.size:
-            parts: Any = [Dense(w) for w in (w_ee, w_ie, w_ei)]  # type: ignore[arg-type]
-            return Circuit(*(), excite=parts[0], inhibit=parts[1], spread=parts[2], form="none", fan_in=d), [
-                w_ee,
-                w_ie,
-                w_ei,
-            ]
-        wide = {"gain_i": g_i, "gain_e": g_e, "bias": b_e}
-        step = Circuit(
-            excite=Conv(w_ee, None, SAME),  # type: ignore[arg-type]
-            inhibit=Conv(w_ie, None, SAME),  # type: ignore[arg-type]
-            spread=Conv(w_ei, None, POINT),  # type: ignore[arg-type]
-            form="exact",
-            fan_in=d,
-            **{k: v.view(-1, 1, 1) for k, v in wide.items()},  # type: ignore[arg-type]
-        )
-        return step, [w_ee, w_ie, w_ei, g_i, g_e, b_e]
+    def circuit(self, x: Tensor) -> Circuit:
+        """As E-I Init leaves it, laid out as for training."""
+        made = Circuit(self.inputs, self.cells, kernel=3 if self.size else 0, readout=not self.size)
+        made.initialise(x)
+        return made.to(memory_format=LAST)  # type: ignore[call-overload]
 
 
 def layers(width: int) -> list[Layer]:
     maps = [width, 2 * width, 4 * width, 8 * width, 8 * width]
     first = Layer(3, width, 32, first=True)
-    rest = [Layer(a, b, 16 >> i) for i, (a, b) in enumerate(zip(maps, maps[1:], strict=False))]
+    rest = [Layer(a, b, 16 >> i) for i, (a, b) in enumerate(pairwise(maps))]
     return [Layer(3, width, 32, first=True, static=True), first, *rest, Layer(maps[-1], CLASSES, 0)]
 
 
-def floor_of(step: Circuit, x: Tensor, layout: torch.memory_format) -> Callable[[], None]:
-    """The circuit's connections, each with an input of its own."""
+def floor_of(circuit: Circuit, x: Tensor, layouts: Any) -> Callable[[], None]:
+    """The circuit's connections, each with an input of its own; layouts of maps and weights."""
+    step = circuit.step()
     jobs: list[tuple[Any, Tensor, Tensor, Tensor]] = []
-    s = step.inhibit.drive(OPS, x).detach().clamp(min=0)
+    s = step.inhibit.drive(OPS, x).detach()
     for part, source in ((step.excite, x), (step.inhibit, x), (step.spread, s), (step.spread, s)):
-        own = source.detach().clone()
-        if own.ndim == 4:
-            own = own.contiguous(memory_format=layout)
+        own, weight = (
+            a.detach().clone(memory_format=layout if a.ndim == 4 else PLAIN)
+            for a, layout in zip((source, part.weight), layouts, strict=True)
+        )
         own.requires_grad_(source is s or x.requires_grad)
-        weight = part.weight.detach().clone().requires_grad_()
-        grad = torch.randn_like(type(part).drive(part, OPS, own).detach())
-        jobs.append((part, own, weight, grad))
+        weight.requires_grad_()
+        jobs.append((part, own, weight, torch.randn_like(part.drive(OPS, own).detach())))
 
     def floor() -> None:
         for part, own, weight, grad in jobs:
@@ -143,36 +137,37 @@ def floor_of(step: Circuit, x: Tensor, layout: torch.memory_format) -> Callable[
 
 
 def variants_of(layer: Layer, batch: int) -> dict[str, Callable[[], None]]:
-    x, (step, leaves) = layer.input(batch), layer.circuit()
-    assert circuits.applies(step, OPS)
+    x = layer.input(batch)
+    circuit = layer.circuit(x.detach())
+    assert circuits.applies(circuit.step(), OPS)
     with torch.no_grad():
-        like = step.drive(OPS, x)  # type: ignore[arg-type]
-        assert torch.equal(circuits.run(step, OPS, x), like)
+        like = circuit.step().drive(OPS, x)
+        assert torch.equal(circuits.run(circuit.step(), OPS, x), like)
     grad = torch.randn_like(like)
     sent = torch.randn(STEPS, batch, *like.shape[1:])
     if layer.size:
-        sent = sent.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (STEPS, batch))
+        sent = sent.flatten(0, 1).contiguous(memory_format=LAST).unflatten(0, (STEPS, batch))
 
     def timed(forward: Callable[[], Tensor], grad: Tensor) -> Callable[[], None]:
         def run() -> None:
-            for leaf in (x, *leaves):
-                leaf.grad = None
+            x.grad = None
+            circuit.zero_grad()
             forward().backward(grad)
 
         return run
 
     def fires() -> Tensor:
-        current = circuits.run(step, OPS, x).unflatten(0, (-1, batch))
+        current = circuits.run(circuit.step(), OPS, x).unflatten(0, (-1, batch))
         return kernels.leaky_scan(LIF, OPS, current.expand(STEPS, *current.shape[1:]))
 
     made = {
-        "run": timed(lambda: circuits.run(step, OPS, x), grad),
-        "step": timed(lambda: step.drive(OPS, x), grad),  # type: ignore[arg-type]
+        "run": timed(lambda: circuits.run(circuit.step(), OPS, x), grad),
+        "step": timed(lambda: circuit.step().drive(OPS, x), grad),
         "+ LIF": timed(fires, sent),
     }
     if not layer.size:
         made["+ LIF"] = made["run"]
-    return made | {name: floor_of(step, x, layout) for name, layout in LAYOUTS.items()}
+    return made | {name: floor_of(circuit, x, layouts) for name, layouts in LAYOUTS.items()}
 
 
 def measure(layer: Layer, batch: int, rounds: int) -> dict[str, float]:
@@ -204,6 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_heap()
     result: dict[str, Any] = {}
     print(f"{'x floor':28s}" + "".join(f"{v:>8s}" for v in VARIANTS) + "   floor, ms")
     for width in options.widths:

@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ei_ablation.json")
     given = parser.parse_args()
     size = {"epochs": given.epochs, "cosine": given.epochs, "batches": given.batches, "width": given.width}
-    base = replace(recipes.find(given.recipe), **size, **({"lr": given.lr} if given.lr else {}))
+    named = recipes.find(given.recipe)
+    size["warmup"] = min(named.warmup, given.epochs - 1)
+    base = replace(named, **size, **({"lr": given.lr} if given.lr else {}))
     about = {"recipe": recipes.to_config(base), "torch": torch.__version__, "python": platform.python_version()}
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {"runs": {}}
     if "recipe" in found and found["recipe"] != about["recipe"]:

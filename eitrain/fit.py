@@ -195,16 +195,7 @@ class Fitting:
             raise TrainError("training in integers goes on from float weights: give --from RUN")
         if self.recipe.divide != "exact" and start_from is None:
             raise TrainError(f"divide = {self.recipe.divide!r} goes on from trained weights: give --from RUN")
-        if start_from is not None:
-            self._take_weights(net, start_from)
-        elif net.circuits and self.recipe.ei_init:
-            order = np.random.default_rng([self.recipe.seed, 0]).permutation(self.train_indices)[: self.recipe.batch]
-            x = prepare(self.recipe, self.dataset.train.batch(order), np.random.default_rng([self.recipe.seed, 3]))
-            if unheard := net.initialise(x, self.recipe.steps):
-                self.notes.append(
-                    f"E-I Init: {', '.join(unheard)} got no spikes from the first batch, and starts as for spikes of "
-                    f"probability {SPARSE}"
-                )
+        self._start(net, start_from)
         if not self.fabric.is_global_zero:
             return
         path = self.run.path
@@ -222,6 +213,20 @@ class Fitting:
             self.run.write_json("plan.json", self._calibrated(net).to_json())
         config = {"recipe": recipes.to_config(self.recipe), "data": about, **came, **runs.provenance()}
         self.run.write_json("config.json", config)
+
+    def _start(self, net: SpikingNet, source: Path | None) -> None:
+        """What comes before the first epoch: another run's weights, or E-I Init on the first batch."""
+        recipe = self.recipe
+        if source is not None:
+            self._take_weights(net, source)
+        elif net.circuits and recipe.ei_init:
+            order = np.random.default_rng([recipe.seed, 0]).permutation(self.train_indices)[: recipe.batch]
+            x = prepare(recipe, self.dataset.train.batch(order), np.random.default_rng([recipe.seed, 3]))
+            if unheard := net.initialise(x, recipe.steps):
+                self.notes.append(
+                    f"E-I Init: {', '.join(unheard)} got no spikes from the first batch, and starts as for spikes of "
+                    f"probability {SPARSE}"
+                )
 
     def _calibrated(self, net: SpikingNet) -> Plan:
         """Scales for the integer network, chosen on training samples and kept from then on."""
@@ -271,8 +276,9 @@ class Fitting:
             runs.restore_optimiser(optimiser, tensors, self.names)
             self.first, self.best = meta["epoch"] + 1, meta["best"]
             self.rows = self.run.read_metrics(self.first)
-        elif (source := self.run.config().get("from")) is not None:  # stopped within its first epoch: begin again
-            self._take_weights(net, Path(source))
+        else:  # stopped within its first epoch: begin again
+            source = self.run.config().get("from")
+            self._start(net, None if source is None else Path(source))
         if self.first > self.recipe.epochs:
             raise TrainError(
                 f"{self.run.path}: has {self.first} epochs already, more than --epochs {self.recipe.epochs}"
