@@ -201,7 +201,8 @@ class Session:
         rows = [self.row(name, reference) for name in names]
         steps = self.x.shape[1]
         notes = [*notes, *self._rounded((reference, *rows) if self.lowered is None else rows)]
-        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, notes, lowered=self.lowered)
+        kept: dict[str, Any] = {"lowered": self.lowered, "labels": self.model.labels}
+        return Report(self.model.name, len(self.x), steps, self.network, reference, rows, notes, **kept)
 
     def _rounded(self, rows: Sequence[Row]) -> Iterator[str]:
         """Where the graph was made for one dtype, and an engine computes in another."""

@@ -13,7 +13,9 @@ from rich.table import Table
 from eiexport.console import Bar, bar, run, user_errors, wide_console
 
 if TYPE_CHECKING:
+    from eitrain.data import Dataset
     from eitrain.fit import Fitting
+    from eitrain.runs import Run
 
 app = typer.Typer(
     name="eitrain",
@@ -60,7 +62,7 @@ def fit(
     from eiexport.plans import BITS
     from eitrain import figures, recipes
     from eitrain.errors import TrainError
-    from eitrain.fit import Fitting
+    from eitrain.fit import Fitting, load_model
     from eitrain.runs import Run
 
     with user_errors("eitrain"):
@@ -97,6 +99,9 @@ def fit(
         title = f"{fitting.dataset.name}, best: {100 * scores['best'].accuracy:.2f} %"
         figures.confusion(scores["best"], classes, path / "confusion.png", title)
         idle = _plasticity(fitting, path)
+        if fitting.net.circuits:
+            best, _ = load_model(fitting.run, "best", fitting.dataset)
+            _circuits(fitting.run, fitting.dataset, best.to(fitting.fabric.device), title)
         if scores["best"].silent:
             hint = "; raise init_gain" if chosen.system == "backei" else "; train longer or widen the network"
             console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}{hint}")
@@ -136,6 +141,34 @@ def _plasticity(fitting: Fitting, path: Path) -> bool:
             f"epoch's change (bar: {100 * ACTIVE:g} %); raise stdp_lr"
         )
     return bool(idle)
+
+
+def _circuits(run: Run, dataset: Dataset, model: Any, title: str) -> Table | None:
+    """Draw what the circuits of a network did over training and on validation samples; the latter as a table.
+
+    Of a network that computes in integers: its float weights' own circuits, since the integer graph has them folded.
+    """
+    from eiexport.insight import TITLES, cells
+    from eitrain import data, figures, insight
+    from eitrain.fit import watched
+
+    net, recipe = getattr(model, "net", model), run.recipe()
+    if not net.circuits:
+        return None
+    rows = run.read_metrics(recipe.epochs)
+    if any(r.get("circuits") for r in rows):
+        figures.circuits(rows, run.path / "circuits.png")
+    _, held = data.split_validation(dataset.train.labels, recipe.validation, recipe.seed)
+    x, labels = watched(recipe, dataset.train, held, 200)
+    seen = insight.watch(net, x.to(next(net.parameters()).device), recipe.steps)
+    where = run.path / "circuits-samples.png"
+    figures.circuit_samples(seen, labels, dataset.classes, where, f"{title}; {len(labels)} validation samples")
+    table = Table(box=None, pad_edge=False, title=f"circuits on {len(labels)} validation samples", title_justify="left")
+    for column in ("circuit", *TITLES):
+        table.add_column(column)
+    for name, found in seen.items():
+        table.add_row(name, *cells(found.summary()))
+    return table
 
 
 def _announce(fitting: Fitting, progress: Bar) -> None:
@@ -258,6 +291,8 @@ def evaluate(
             shares = (f"{100 * layer[k]:.1f} %" for k in ("positive", "negative"))
             table.add_row(name, f"{layer['rate']:.4f}" if layer["rate"] else "silent", *shares)
         console.print(table)
+        if (circuits := _circuits(stored, dataset, model, f"{recipe.name}, {checkpoint}")) is not None:
+            console.print(circuits)
 
 
 def main() -> None:

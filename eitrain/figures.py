@@ -27,7 +27,7 @@ PHASES = {"G": "#dd8452", "S": "#4c72b0", "M": "#8172b3", "P": "#64b5cd"}
 @contextmanager
 def figure(path: Path, width: float, height: float, columns: int = 1, **options: Any) -> Iterator[Any]:
     """Axes of a new figure, saved as PNG under its name when the block succeeds; options: of `plt.subplots`."""
-    fig, axes = plt.subplots(**{"ncols": columns, "figsize": (width, height), "layout": "constrained"} | options)
+    fig, axes = plt.subplots(ncols=columns, figsize=(width, height), layout="constrained", **options)
     try:
         yield axes
         with replacing(path) as temporary:
@@ -176,7 +176,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
             ("zero_spread", INHIBITORY, "W_EI", ".:"),
         ),
     ),
-    ("spikes per neuron and step", (("rate", NEUTRAL, "", ".-"),)),
+    ("firing rate", (("rate", NEUTRAL, "", ".-"),)),
 )
 _PERCENT = ("zeros", "silent", "zero_excite", "zero_inhibit", "zero_spread")
 
@@ -189,21 +189,26 @@ def _history(
     ends: tuple[float, float] | None,
 ) -> None:
     """Some measures of one layer over training, from 0 or between given ends; "none" where the layer has none."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7)
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     percent = curves[0][0] in _PERCENT
-    for key, colour, label, style in curves:
-        axes.plot(epochs, (100 if percent else 1) * found[key], style, color=colour, label=label, lw=1.2, ms=4)
-    if curves[0][0] == "denominator":
-        d, spread = found["denominator"], found["denominator_std"]
-        low = np.maximum(d - spread, found["denominator_least"])
-        axes.fill_between(epochs, low, d + spread, color=NEUTRAL, alpha=0.2, lw=0)
-    if np.isnan([found[k] for k, *_ in curves]).all():
+    drawn = [(100 if percent else 1) * found[key] for key, *_ in curves]
+    for y, (_, colour, label, style) in zip(drawn, curves, strict=True):
+        style = style if len(epochs) < 60 else style.lstrip(".")
+        axes.plot(epochs, y, style, color=colour, label=label, lw=1.2, ms=4)
+    if np.isnan(drawn).all():
         axes.set_yticks([])
         axes.text(0.5, 0.5, "none", ha="center", va="center", fontsize=8, color=NEUTRAL, transform=axes.transAxes)
         return
-    axes.set_ylim(*(ends or (0, max(axes.get_ylim()[1], 1.0) if percent else None)))
+    if curves[0][0] == "denominator":
+        low, high = (found["denominator"] + k * found["denominator_std"] for k in (-1, 1))
+        low = np.maximum(low, found["denominator_least"])
+        axes.fill_between(epochs, low, high, color=NEUTRAL, alpha=0.2, lw=5 if len(epochs) == 1 else 0)
+        drawn.append(high)
+    top = float(np.nanmax(drawn))
+    axes.set_ylim(*(ends or (0, 1.12 * max(top, 1.0 if percent else 0.0) or 1)))
     axes.grid(alpha=0.25)
 
 
