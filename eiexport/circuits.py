@@ -431,7 +431,9 @@ def _circuit(node: EICircuit, clock: Clock) -> Circuit:
     if form in DIVIDING and zero == "constant":
         numbers["epsilon"] = parameter(node, "epsilon", positive=True)
         if numbers["epsilon"].size != 1 or numbers["epsilon"] < SMALLEST:
-            raise GraphError(f"epsilon = {node.epsilon}: give one number of at least {SMALLEST:.2g}, or float32 has none")
+            raise GraphError(
+                f"epsilon = {node.epsilon}: give one number of at least {SMALLEST:.2g}, or float32 has none"
+            )
         numbers["epsilon"] = numbers["epsilon"].reshape(())
     if form == "table":
         bits = _bits(node)

@@ -25,15 +25,12 @@ DALE = ("fold", "apart")
 
 @dataclass
 class Denominators:
-    """What one circuit's denominators were on the samples, one number a cell.
+    """What one circuit's denominators were on the samples; total and count, one number a cell: of those that are not 0.
 
-    weighted: sum of N^2 / D, energy: of N^2, D with its zeros filled as the circuit does; total and count: of the D
-    that are not 0. least: the smallest of these. zeros: entries that were 0; silent: samples and steps that had
-    nothing else; entries, rows: of them all.
+    least: the smallest of these. zeros: entries that were 0; silent: samples and steps that had nothing else; entries,
+    rows: of them all.
     """
 
-    weighted: np.ndarray
-    energy: np.ndarray
     total: np.ndarray
     count: np.ndarray
     least: float = np.inf
@@ -44,14 +41,9 @@ class Denominators:
 
     @property
     def frozen(self) -> np.ndarray:
-        """The one number a cell that comes closest: 1 / D = sum(N^2 / D) / sum(N^2), of least square error of N / D.
-
-        Cells that never had a current take the mean of their denominators, or of all cells'.
-        """
+        """The mean of each cell's denominators; that of all cells, or 1, where there was none."""
         mean = self.total.sum() / max(1, self.count.sum()) or 1.0
-        own = np.where(self.count > 0, self.total / np.maximum(self.count, 1), mean)
-        heard = (self.weighted > 0) & (self.energy > 0)
-        return np.where(heard, self.energy / np.where(heard, self.weighted, 1.0), np.where(own > 0, own, mean))
+        return np.where(self.count > 0, self.total / np.maximum(self.count, 1), mean)
 
     @property
     def epsilon(self) -> float:

@@ -44,11 +44,12 @@ def main(epochs: int = 12, samples: int = 360) -> dict[str, float]:
         run, tuned = Path(folder, "exact"), Path(folder, "frozen")
         print("circuits, trained without normalisation:")
         rows = train(recipe, run).rows
-        print("    layer     excitation  inhibition  balance  denominator  zeros  firing rate")
+        print("    layer     excitation  inhibition  balance  denominator   zeros  firing rate")
         for name, c in rows[-1]["circuits"].items():
-            told = (f"{c['excitation']:10.3f}", f"{c['inhibition']:10.3f}", f"{c['balance']:7.2f}")
-            zeros = f"{100 * c['zeros']:4.1f} %" if "zeros" in c else "     -"
-            print(f"    {name:9s}", *told, f"{c.get('denominator', float('nan')):11.4f}", zeros, f"{c['rate']:.3f}")
+            told = f"    {name:9s} {c['excitation']:10.3f}  {c['inhibition']:10.3f}  {c['balance']:7.2f}"
+            if c["denominator"] is not None:  # the readout has none
+                told += f"  {c['denominator']:11.4f}  {100 * c['zeros']:4.1f} %  {c['rate']:11.3f}"
+            print(told)
         for form in FORMS:
             found = send(run, samples, form, None, "torch").division
             assert found is not None and found.accuracy is not None and found.accuracy_exact is not None

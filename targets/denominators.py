@@ -61,7 +61,7 @@ def denominators(
     def filled(name: str, own: Any, ops: Ops, d: Tensor) -> Tensor:
         full = super(type(own), own).filled(ops, d)  # type: ignore[misc]
         some = d != 0
-        seen = found.setdefault(name, Denominators(*np.zeros((4, d.shape[1]))))
+        seen = found.setdefault(name, Denominators(*np.zeros((2, d.shape[1]))))
         rest = tuple(i for i in range(d.ndim) if i != 1)
         seen.total += d.double().sum(rest).cpu().numpy()
         seen.count += some.sum(rest).cpu().numpy()
@@ -73,20 +73,10 @@ def denominators(
             seen.least = min(seen.least, float(d[some].min()))
         return full
 
-    def divided(name: str, own: Any, ops: Ops, n: Tensor, d: Tensor) -> Tensor:
-        seen, rest = found[name], tuple(i for i in range(n.ndim) if i != 1)
-        energy = n.double().square()
-        seen.weighted += (energy / d).sum(rest).cpu().numpy()
-        seen.energy += energy.sum(rest).cpu().numpy()
-        return super(type(own), own).divided(ops, n, d)  # type: ignore[misc]
-
     ops = TorchOps(torch.float32, device)
     executor = Executor(network, ops)  # type: ignore[arg-type]
     for name in dividing(network):
-        watched = {
-            "filled": lambda own, ops, d, n=name: filled(n, own, ops, d),
-            "divided": lambda own, ops, x, d, n=name: divided(n, own, ops, x, d),
-        }
+        watched = {"filled": lambda own, ops, d, n=name: filled(n, own, ops, d)}
         executor.steps[name] = overriding(executor.steps[name], watched)
     _run(executor, network, chunks, progress)
     return found

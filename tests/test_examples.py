@@ -41,3 +41,14 @@ def test_stdp_receptive_fields_beat_random_ones(tmp_path: Path, monkeypatch: pyt
     scores = main(["--batches", "40", "--out", str(tmp_path / "fields.png")])
     assert (tmp_path / "fields.png").is_file()
     assert all(scores["STDP"][n] > max(scores["before"][n], scores["random, normal"][n]) + 1 for n in (5, 20, 100))
+
+
+def test_deep_ei_circuit_goes_the_whole_way(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracy = runpy.run_path(str(ROOT / "examples/deep_ei_circuit.py"))["main"](epochs=2, samples=40)
+    said = capsys.readouterr().out
+    assert list(accuracy) == [
+        *("as trained", "exact", "frozen", "shift", "table"),
+        *("frozen, trained on", "frozen, trained on, 8 bits"),
+    ]
+    assert accuracy["as trained"] == accuracy["exact"] > 0.5 and accuracy["frozen, trained on"] > 0.5
+    assert said.count(" equal, 0 of ") == 5 and "circuit3" in said and "differs" not in said
