@@ -28,6 +28,7 @@ from eiexport.divide import Denominators, Numbers
 from eiexport.errors import GraphError
 from eiexport.nodes import EIDiscreteLIF, lif
 from eitrain import data, figures, fit, recipes, runs
+from eitrain.circuits import Circuit
 from eitrain.recipes import Recipe
 from eitrain.runs import Run
 from targets import base
@@ -319,7 +320,9 @@ def test_tuned_run_is_its_export(form: str, tuned: dict[str, Path], tmp_path: Pa
     for row in (found.reference, *found.rows):
         assert row.status in ("equal", "explained"), (row.name, row.message)
         assert all(row.results[n].spikes > 0 for n in ("neuron1", "neuron2", "neuron3"))
-    kinds = {type(n).__name__ for n in graph.read(tmp_path / "out/model.nir").nodes.values()}
+    stored = graph.read(tmp_path / "out/model.nir")
+    assert stored.metadata["eiexport"]["provenance"]["dale"] == "folded"
+    kinds = {type(n).__name__ for n in stored.nodes.values()}
     assert ("EICircuit" in kinds) == (form != "frozen") and {"EIDiscreteLIF", "Affine"} <= kinds
 
 
@@ -357,8 +360,6 @@ def test_gradients_of_a_rounded_division_are_those_of_the_exact_one() -> None:
     x = torch.from_numpy(counts(12).reshape(-1, 5))
     for form in ("exact", "shift", "table"):
         torch.manual_seed(1)
-        from eitrain.circuits import Circuit
-
         c = Circuit(5, 8)
         c.deploy(form)
         c.get_buffer("epsilon").fill_(0.07)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import FIT, invoke
 from test_fit import Crash, contents, rows, same, train, weights
 from torch import Tensor, nn
 
@@ -26,9 +24,9 @@ from eitrain.nets import SpikingNet
 from eitrain.recipes import RECIPES, adjust
 from eitrain.runs import Run
 
-TABLE = {"lr": 0.1, "start_lr": 1e-3, "warmup": 2, "cosine": 6, "epochs": 6, "batches": 2}  # the rates by hand are below
-QUICK = replace(RECIPES["deepei-digits"], width=8, batch=16, steps=3, epochs=3, cosine=3, batches=3)
-BERNOULLI = np.random.default_rng(0).random((4000, 512)) < 0.2
+TABLE = {"lr": 0.1, "start_lr": 1e-3, "warmup": 2, "cosine": 6, "epochs": 6, "batches": 2}
+QUICK = replace(RECIPES["deepei-digits"], width=8, batch=48, steps=2, epochs=2, cosine=3, batches=3)
+BERNOULLI = np.random.default_rng(1).random((4000, 512)) < 0.2
 MATRICES, GAINS = ("w_ee", "w_ie", "w_ei"), ("g_i", "g_e", "b_e")
 
 
@@ -41,9 +39,9 @@ def circuit(inputs: int, cells: int, *, seed: int = 0, **options: Any) -> Circui
     return Circuit(inputs, cells, **options)
 
 
-def net_of(architecture: str = "vgg5", shape: tuple[int, ...] = (1, 8, 8), width: int = 8, **options: Any) -> SpikingNet:
+def net_of(architecture: str = "vgg5", shape: tuple[int, ...] = (1, 8, 8)) -> SpikingNet:
     torch.manual_seed(0)
-    return ei_network(architecture, shape, 10, width=width, **options)
+    return ei_network(architecture, shape, 10, width=8)
 
 
 def published(x: Any, fan_in: int) -> tuple[float, float]:
@@ -87,11 +85,15 @@ def test_init_values_of_bernoulli_spikes() -> None:
 def test_init_values_of_four_rows() -> None:
     """E3: E = Q = 0.5625, and R = 0.2708333, the unbiased variance over rows: not Q - E^2, nor the biased one."""
     x = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]])
-    c = circuit(4, 40_000)
-    c.initialise(x)
-    np.testing.assert_allclose(c.g_i.detach(), 0.811441, rtol=1e-5)
-    assert float(c.w_ee.double().mean()) == pytest.approx(0.285044, rel=0.005)
     assert published(x, 4) == pytest.approx((0.285044, 0.811441), rel=1e-5)
+    c, drawn = circuit(4, 400), {}
+    for name, batch in (("four", x), ("other", BERNOULLI[:50, :4])):
+        torch.manual_seed(3)
+        assert c.initialise(torch.as_tensor(batch)) and published(batch, 4)[1] == pytest.approx(c.g_i[0].item())
+        drawn[name] = c.w_ee.detach().double().numpy().copy(), published(batch, 4)[0]
+    (four, scale), (other, unlike) = drawn.values()
+    assert four.mean() == pytest.approx(0.285044, rel=0.05) and abs(scale / unlike - 1) > 0.02
+    np.testing.assert_allclose(four / other, scale / unlike, rtol=1e-5)  # the same draws of a seed, times the scale
 
 
 def test_init_of_maps_counts_kernel_and_positions() -> None:
@@ -101,19 +103,19 @@ def test_init_of_maps_counts_kernel_and_positions() -> None:
     c.initialise(x)
     scale, gain = published(x, 27)
     np.testing.assert_allclose(c.g_i.detach(), gain, rtol=1e-5)
-    assert float(c.w_ie.double().mean()) == pytest.approx(scale, rel=0.03)
+    assert float(c.w_ie.detach().double().mean()) == pytest.approx(scale, rel=0.03)
 
 
 def test_statistics_at_init() -> None:
     """E4, over 4000 rows: balance of E and I, D of the size of N's deviation, and I's deviation below 1."""
     x = torch.from_numpy(BERNOULLI).float()
-    c = circuit(512, 256)
+    c = circuit(512, 256, seed=1)
     c.initialise(x)
     p = {k: v.detach().double().numpy() for k, v in c.named_parameters()}
     excited, s = BERNOULLI @ p["w_ee"].T, BERNOULLI @ p["w_ie"].T
     taken, below = s @ p["w_ei"].T, (s * p["g_i"]) @ p["w_ei"].T
-    assert abs(excited.mean() - taken.mean()) < 0.02 * excited.mean() and excited.mean() == pytest.approx(3.01, rel=0.03)
-    assert excited.std() == pytest.approx(0.4, rel=0.03) and below.mean() == pytest.approx(excited.std(), rel=0.02)
+    assert excited.mean() == pytest.approx(3.01, rel=0.03) and abs(excited.mean() - taken.mean()) < 0.06
+    assert excited.std() == pytest.approx(0.4, rel=0.02) and below.mean() == pytest.approx(excited.std(), rel=0.02)
     assert below.std() / below.mean() == pytest.approx(0.089, abs=0.01)
     with torch.no_grad():
         current = c(x).double().numpy()
@@ -161,31 +163,32 @@ def test_a_batch_that_tells_nothing(x: Tensor) -> None:
     assert c.initialise(x) is False
     assert all(torch.isfinite(p).all() for p in c.parameters()) and c.w_ee.min() >= 0
     np.testing.assert_allclose(c.g_i.detach(), np.sqrt(1.9 / (20 * 0.1)), rtol=1e-6)
-    assert float(c.w_ee.double().mean()) == pytest.approx(np.sqrt(0.9 / (20 * 1.9)), rel=0.02)
+    assert float(c.w_ee.detach().double().mean()) == pytest.approx(np.sqrt(0.9 / (20 * 1.9)), rel=0.02)
 
 
 def test_layers_without_a_start_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = fit.prepare
-    monkeypatch.setattr(fit, "prepare", lambda *a, **k: torch.zeros_like(prepare(*a, **k)))
-    fitting = Fitting(QUICK, tmp_path / "run", device="cpu")
+    prepare, level = fit.prepare, 0.5
+    monkeypatch.setattr(fit, "prepare", lambda *a, **k: torch.full_like(prepare(*a, **k), level))
+    (note,) = Fitting(QUICK, tmp_path / "same", device="cpu").notes
+    assert note.startswith("E-I Init: circuit1") and "circuit2" not in note
+    level = 0.0
+    fitting = Fitting(replace(QUICK, epochs=1, warmup=0), tmp_path / "silent", device="cpu")
     (note,) = fitting.notes
     assert "circuit1, circuit2, circuit3, readout1" in note and "0.1" in note
-    (row,) = list(Fitting(replace(QUICK, epochs=1, warmup=0), tmp_path / "run2", device="cpu").epochs())
+    (row,) = fitting.epochs()
     assert np.isfinite(row["train_loss"]) and row["silent"] == ["neuron1", "neuron2", "neuron3"]
-    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "run2").values())
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "silent").values())
 
 
-def test_without_init_weights_are_those_of_torch_without_their_sign(tmp_path: Path) -> None:
-    with_, without = (
-        Fitting(replace(QUICK, ei_init=on), tmp_path / str(on), device="cpu").net.circuits["circuit2"]
-        for on in (True, False)
-    )
-    bound = 1 / np.sqrt(8 * 9)
-    assert 0 <= float(without.w_ee.min()) and 0.9 * bound < float(without.w_ee.max()) <= bound
-    assert without.g_i.unique().tolist() == [1] and with_.w_ei.unique().tolist() == [0.25]
-    assert without.w_ei.unique().numel() > 8 and float(with_.w_ee.max()) > bound
-    # |u|, u uniform: half of it is not 0, as max(u, 0) would make it
-    assert (without.w_ee > 0.01 * bound).float().mean() > 0.9
+def test_without_init_weights_are_those_of_torch_projected(tmp_path: Path) -> None:
+    found = {on: Fitting(replace(QUICK, ei_init=on), tmp_path / str(on), device="cpu").net for on in (True, False)}
+    torch.manual_seed(QUICK.seed)
+    drawn = [nn.init.kaiming_uniform_(torch.empty(s), a=np.sqrt(5)) for s in ((8, 1, 3, 3), (2, 1, 3, 3), (8, 2, 1, 1))]
+    first, started = (found[on].circuits["circuit1"] for on in (False, True))
+    for key, u in zip(MATRICES, drawn, strict=True):
+        assert torch.equal(getattr(first, key), u.clamp(min=0)) and not torch.equal(getattr(started, key), u)
+    assert all(c.g_i.unique().tolist() == [1] and not c.b_e.any() for c in found[False].circuits.values())
+    assert started.w_ei.unique().tolist() == [0.5] and float(started.g_i[0]) != 1
 
 
 # --- E-I Prop
@@ -262,11 +265,8 @@ def test_spread_learns_by_one_fan_in_th(kernel: int, readout: bool) -> None:
 
 
 def test_fields_of_a_recipe_reach_every_circuit() -> None:
-    for field, prop in (
-        ("stabilise", Prop(stabilise=False)),
-        ("straight_through", Prop(straight_through=False)),
-        ("scale_gradients", Prop(scaled=False)),
-    ):
+    props = Prop(stabilise=False), Prop(straight_through=False), Prop(scaled=False)
+    for field, prop in zip(("stabilise", "straight_through", "scale_gradients"), props, strict=True):
         net = adjust(QUICK, [f"{field}=false"]).net((1, 8, 8))
         assert len(net.circuits) == 4 and {c.prop for c in net.circuits.values()} == {prop}
     assert {c.prop for c in QUICK.net((1, 8, 8)).circuits.values()} == {Prop()}
@@ -295,7 +295,6 @@ def test_output_layer_ignores_gains_and_bias() -> None:
     readout, names = net.circuits["readout1"], [n for n, _ in net.named_parameters()]
     kept = {names[i] for i in optimiser.state_dict()["state"]}
     assert {n for n in names if n not in kept} == {f"readout1.{k}" for k in GAINS}
-    assert readout.g_i.unique().tolist() == [pytest.approx(float(readout.g_i[0]))] and not readout.b_e.any()
     with torch.no_grad():
         before = net(x, 3)
         for key, value in zip(GAINS, (7.0, 0.0, -3.0), strict=True):
@@ -312,7 +311,8 @@ def test_circuits_are_all_there_is_to_train(architecture: str) -> None:
         plain = ei_network(architecture, (3, 32, 32), 10)
         baseline = ei_network(architecture, (3, 32, 32), 10, batchnorm=True)
     assert {type(m) for m in plain.children()} == {Circuit, Cell, nn.AvgPool2d, nn.Flatten}
-    assert {n.rpartition(".")[2] for n, _ in plain.named_parameters()} == {*MATRICES, *GAINS} and not list(plain.buffers())
+    assert {n.rpartition(".")[2] for n, _ in plain.named_parameters()} == {*MATRICES, *GAINS}
+    assert not list(plain.buffers())
     norms = [m for m in baseline.children() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == len(plain.circuits) - 1 == len(plain.cells) and not baseline.circuits
 
@@ -325,16 +325,16 @@ def test_shortcuts_join_behind_the_neuron() -> None:
     spikes_, found = {}, inputs(net, x, 4)
     with torch.no_grad():
         net(x, 4, spikes_)
-    summed = [n for n in net.circuits if len(net.sources[n]) == 2]
-    assert all(isinstance(net.get_submodule(s), Cell) for n in summed for s in net.sources[n])
-    # the first two blocks of every stage feed one circuit each by a sum, and the first of a stage its shortcut too
-    assert len(summed) == 10 and len(net.sources["pool1"]) == 2
+    summed = {n: net.sources[n] for n in net.circuits if len(net.sources[n]) > 1}
+    assert all(isinstance(net.get_submodule(s), Cell) for came in summed.values() for s in came)
+    # of each stage its second block, and of the later ones the first block and its shortcut
+    assert [len(came) for came in summed.values()] == [2, *[3, 3, 2] * 3] and len(net.sources["pool1"]) == 3
     highest = []
-    for name in summed:
-        a, b = (spikes_[s].flatten(0, 1) for s in net.sources[name])
-        assert torch.equal(found[name], a + b) and set(found[name].unique().tolist()) <= {0, 1, 2}
-        highest.append(float(found[name].max()))
-    assert max(highest) == 2
+    for name, came in summed.items():
+        total = torch.stack([spikes_[s].flatten(0, 1) for s in came]).sum(0)
+        assert torch.equal(found[name], total) and set(total.unique().tolist()) <= {0, 1, 2, 3}
+        highest.append(float(total.max()))
+    assert max(highest) == 3
 
 
 def test_gradients_do_not_go_through_the_reset() -> None:
@@ -390,7 +390,7 @@ def test_projection_after_a_huge_step() -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "run"
     train(out, QUICK)
-    assert len({r["train_loss"] for r in rows(out)}) == 3 and rows(out)[-1]["silent"] == []
+    assert len({r["train_loss"] for r in rows(out)}) == 2 and rows(out)[-1]["silent"] == []
     return out
 
 
@@ -400,22 +400,22 @@ def test_projection_after_a_load(plain: Path, tmp_path: Path) -> None:
     net = QUICK.net((1, 8, 8))
     runs.load_weights(net, tensors, plain)
     assert all(torch.equal(tensors[k], v) for k, v in net.state_dict().items())  # which changes no lawful weight
-    broken = {k: v - 0.1 for k, v in tensors.items()}
+    broken = {k: v * (1 - 2 * (torch.arange(v.numel()).view(v.shape) % 2)) for k, v in tensors.items()}
     runs.load_weights(net, broken, plain)
     for key, value in net.state_dict().items():
         expected = broken[key] if key.endswith("b_e") else broken[key].clamp(min=0)
-        assert torch.equal(value, expected) and (broken[key] < 0).any(), key
+        assert torch.equal(value, expected) and ((broken[key] < 0).any() or not tensors[key].any()), key
     run = tmp_path / "run"
     train(run, replace(QUICK, epochs=1))
     stored, meta = runs.load(run / "resume.safetensors")
-    runs.save(run / "resume.safetensors", {k: v - 0.1 for k, v in stored.items()}, meta)
+    runs.save(run / "resume.safetensors", stored | broken, meta)
     runs.save(run / "best.safetensors", broken, meta)
     for fitting in (
         Fitting(QUICK, run, device="cpu", resume=True),
         Fitting(QUICK, tmp_path / "tuned", device="cpu", start_from=run),
     ):
         least = {k: float(v.min()) for k, v in fitting.net.state_dict().items()}
-        assert all((v < 0) == k.endswith("b_e") for k, v in least.items()), least
+        assert all(v >= 0 for k, v in least.items() if not k.endswith("b_e")) and least["circuit1.b_e"] < 0
 
 
 def test_a_checkpoint_against_dales_law_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,13 +456,11 @@ def test_warm_up_and_cosine_by_iteration(tmp_path: Path, rates: list[float]) -> 
     np.testing.assert_allclose(rates, BY_HAND, rtol=1e-8)
     assert [r["lr"] for r in rows(tmp_path / "whole")] == [recipe.lr_at(e) for e in range(6)] == rates[::2]
     assert recipe.lr_at(6) == pytest.approx(0, abs=1e-17)
-    for epochs in (1, 3):  # within the warm-up, and behind it
-        rates.clear()
-        out = tmp_path / str(epochs)
-        train(out, replace(recipe, epochs=epochs))
-        train(out, recipe, resume=True)
-        np.testing.assert_allclose(rates, BY_HAND, rtol=1e-8)
-        same(out, tmp_path / "whole")
+    rates.clear()
+    train(tmp_path / "run", replace(recipe, epochs=3))
+    train(tmp_path / "run", recipe, resume=True)
+    np.testing.assert_allclose(rates, BY_HAND, rtol=1e-8)
+    same(tmp_path / "run", tmp_path / "whole")
 
 
 # --- runs
@@ -476,10 +474,9 @@ def test_a_seed_gives_the_same_run(plain: Path, tmp_path: Path) -> None:
     assert all(not torch.equal(ours[k], theirs[k]) for k in ours if k not in ("readout1.g_e", "readout1.b_e"))
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_resumed_is_uninterrupted(plain: Path, tmp_path: Path, epochs: int) -> None:
-    train(tmp_path / "run", replace(QUICK, epochs=epochs))
-    assert [row["epoch"] for row in train(tmp_path / "run", QUICK, resume=True)] == list(range(epochs, 3))
+def test_resumed_is_uninterrupted(plain: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", replace(QUICK, epochs=1))
+    assert [row["epoch"] for row in train(tmp_path / "run", QUICK, resume=True)] == [1]
     same(tmp_path / "run", plain)
     momenta = {k for k in contents(plain)["resume"][1] if k.startswith("optimiser.")}
     wanted = {f"optimiser.{k}.momentum_buffer" for k in weights(plain)} - {
@@ -488,7 +485,7 @@ def test_resumed_is_uninterrupted(plain: Path, tmp_path: Path, epochs: int) -> N
     assert momenta == wanted
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", range(7))  # the second epoch improves on nothing
 def test_crash_between_any_two_files(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     left = at
     save, write = runs.save, Run.write_metrics
@@ -510,57 +507,3 @@ def test_crash_between_any_two_files(plain: Path, tmp_path: Path, monkeypatch: p
             train(tmp_path / "run", QUICK)
     train(tmp_path / "run", QUICK, resume=True)
     same(tmp_path / "run", plain)
-
-
-def test_circuits_are_watched_after_every_epoch(plain: Path) -> None:
-    for row in rows(plain):
-        assert row["circuits"].keys() == {"circuit1", "circuit2", "circuit3", "readout1"}
-
-
-# --- what is refused
-
-
-@pytest.mark.parametrize(
-    "settings, names",
-    [
-        (["architecture=vgg9"], ["'vgg9'", "vgg5, vgg8, vgg11, vgg16, vgg19, resnet18"]),
-        (["architecture=resnet8"], ["'resnet8'", "vgg5"]),
-        (["normalise=true"], ["normalise"]),
-        (["width=3"], ["a circuit of 3 excitatory cells", "at least 4"]),
-        (["batchnorm=true", "ei_init=false"], ["ei_init = False", "batchnorm"]),
-        (["batchnorm=true", "straight_through=false"], ["straight_through = False", "batchnorm"]),
-        (["batchnorm=true", "divide=frozen"], ["divide = frozen", "batchnorm"]),
-        (["schedule=M"], ["'M'", "schedule=G"]),
-        (["schedule=GSGI:2"], ["'GSGI:2'", "schedule=G"]),
-        (["divide=frozen"], ["divide = 'frozen'", "--from RUN"]),
-        (["divide=half"], ["'half'", "exact, frozen, shift, table"]),
-        (["warmup=20"], ["cosine = 20", "warmup = 20"]),
-        (["momentum=1"], ["momentum = 1.0", "[0, 1)"]),
-        (["weight_decay=-1"], ["weight_decay = -1.0"]),
-        (["optimiser=rmsprop"], ["'rmsprop'", "adam, sgd"]),
-        (["sfbm=false"], ["sfbm = False", "recipes of deepei"]),
-        (["dropout=0.5"], ["dropout = 0.5", "recipes of deepei"]),
-    ],
-)
-def test_bad_settings_are_refused_in_one_line(settings: list[str], names: list[str], tmp_path: Path) -> None:
-    given = [a for s in settings for a in ("--set", s)]
-    result = invoke(FIT, "fit", "deepei-digits", "--out", tmp_path / "run", *given, code=2)
-    (line,) = result.stderr.splitlines()
-    assert [n for n in names if n not in line] == [] and not (tmp_path / "run").exists(), line
-
-
-def test_fields_of_circuits_are_not_for_others(tmp_path: Path) -> None:
-    for recipe, setting in (("backei-digits", "ei_init=false"), ("eicil-digits", "batchnorm=true")):
-        told = invoke(FIT, "fit", recipe, "--out", tmp_path / "run", "--set", setting, code=2).stderr
-        assert told.count("\n") == 1 and setting.split("=")[0] in told
-
-
-def test_command_line(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    common = ["fit", "deepei-digits", "--epochs", 1, "--set", "batches=2", "--set", "width=8", "--out", out]
-    told = invoke(FIT, *common, "--device", "cpu").stdout
-    assert told.startswith("deepei-digits: vgg5, T=4, 8,334 parameters, cpu\n")
-    assert "note: epochs = 1, all of them warm-up (warmup = 1)" in told and "epoch 1/1 [G]  loss " in told
-    assert "best: test accuracy " in told and f"run folder: {out}" in told and f"next: eiexport {out}" in told
-    (row,) = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
-    assert row["lr"] == 1e-4 and np.isfinite(row["train_loss"]) and row["circuits"]

@@ -67,12 +67,14 @@ def marks(name: str) -> Any:
 
 BACKEI = {name: recipe for name, recipe in RECIPES.items() if recipe.system == "backei"}
 DEEP = {name: recipe for name, recipe in RECIPES.items() if recipe.system in ("eicil", "biril")}
+DEEPEI = {name: recipe for name, recipe in RECIPES.items() if recipe.system == "deepei"}
 TESTED = [marks(name) for name in BACKEI]
 
 
 def test_no_recipe_is_listed_untested() -> None:
     names = [p if isinstance(p, str) else p.values[0] for p in TESTED]
-    assert names == list(BACKEI) and len(set(names)) == 22 and len(BACKEI) + len(DEEP) == len(RECIPES)
+    assert names == list(BACKEI) and len(set(names)) == 22
+    assert BACKEI | DEEP | DEEPEI == RECIPES  # the others: test_local_recipes and test_ei_recipes
     assert [p.values[0] for p in TESTED if not isinstance(p, str)] == [
         f"backei-cifar10-{k}" for k in ("sfbm", "beim", "none")
     ]
