@@ -91,6 +91,7 @@ def _input(network: Network, samples: Samples, bits: int) -> tuple[float, int, i
     """(scale, lo, hi) of the integer input: spikes and whole numbers as they are, else the best of 4 to 8 bits.
 
     Wide messages leave fewer bits of the registers to the weights behind them, so the first currents' error decides.
+    Circuits divide, so they take the widest.
     """
     codes: list[tuple[float, int, int]] = []
     if (d := samples.whole) and max(-samples.lo, samples.hi) * d < 256:
@@ -126,7 +127,8 @@ def _exponent(layer: Layer, samples: Samples, bits: int) -> int:
     threshold = float(np.abs(layer.fire.threshold).max())
     largest = max(samples.nodes[layer.name].largest, threshold)
     if layer.circuits:  # a quotient has no bound, and is clipped: what is left of it makes the neuron fire all the same
-        largest = min(largest, PLENTY * threshold)
+        biases = [float(np.abs(c.bias).max()) for c in layer.circuits.values() if c.bias is not None]
+        largest = max(min(largest, PLENTY * threshold), *biases, threshold)
     exponent = math.floor(math.log2(TOP / (1 << ALIGN) / (MARGIN * max(largest, 1e-30))))
     lower = getattr(layer.fire, "lower", None)
     thresholds = max(float(np.abs(t).max()) for t in (layer.fire.threshold, lower) if t is not None)

@@ -50,9 +50,9 @@ def main_command(
     channels: Annotated[
         bool, typer.Option("--per-channel", help="With --quantize: one weight scale an output channel.")
     ] = False,
-    calibrate: Annotated[int, typer.Option(help="With --quantize: samples to choose scales by.")] = 100,
+    calibrate: Annotated[int, typer.Option(help="With --quantize or --divide: samples to choose numbers by.")] = 100,
     calibration: Annotated[
-        Path | None, typer.Option(help="With --quantize, for a .nir file: .npy or .h5 to calibrate on.")
+        Path | None, typer.Option(help="The same, for a .nir file: .npy or .h5 to calibrate on.")
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="With --quantize: points of accuracy it may cost, else exit code 1.")

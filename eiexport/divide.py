@@ -15,12 +15,14 @@ import numpy as np
 
 from eiexport import circuits
 from eiexport import graph as graphs
+from eiexport.alphabet import interval
 from eiexport.circuits import DIVIDING, Circuit, EICircuit
 from eiexport.errors import GraphError
 from eiexport.graph import Network
 
 FORMS = ("exact", "frozen", "shift", "table")
 DALE = ("fold", "apart")
+NOT_NEGATIVE = interval(0, 1e9, False)
 
 
 @dataclass
@@ -118,21 +120,20 @@ def reform(graph: nir.NIRGraph, form: str, numbers: dict[str, Numbers]) -> nir.N
     return _restamped(graph, found, divide=form)
 
 
-def fold(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> nir.NIRGraph:
+def fold(graph: nir.NIRGraph, network: Network | None = None) -> nir.NIRGraph:
     """The graph with every linear circuit as one stock Conv2d or Affine, in float64; its nodes keep their names.
 
+    network: the graph as it was verified, with what its input carries; without it, the input is taken to be >= 0.
+    Circuits stay that see only groups of their input, or whose input may be negative: there the relu does something.
     Dale's law holds for the circuit's matrices, not for their difference: the metadata says that they were folded.
     """
-    clock = graphs.clock_of(graph, dt, integrator)
+    network = network or graphs.check(graph, alphabet=NOT_NEGATIVE)
     found: dict[str, nir.ir.NIRNode] = {}
     for name, node in graph.nodes.items():
-        if isinstance(node, EICircuit):
-            from eiexport.nodes import prepare
-
-            step = prepare(node, clock)
-            assert isinstance(step, Circuit)
-            if step.linear:
-                node = connection(node, *circuits.fold(step))
+        step = network.steps[name]
+        positive = all(network.alphabets[s].lo >= 0 for s in network.sources[name])
+        if isinstance(node, EICircuit) and isinstance(step, Circuit) and step.linear and positive:
+            node = connection(node, *circuits.fold(step))
         found[name] = node
     folded = [n for n in found if found[n] is not graph.nodes[n]]
     return _restamped(graph, found, dale="folded") if folded else graph
@@ -150,7 +151,6 @@ def connection(node: EICircuit, weight: np.ndarray, bias: np.ndarray | None) -> 
 def _restamped(graph: nir.NIRGraph, found: dict[str, nir.ir.NIRNode], **said: str) -> nir.NIRGraph:
     result = nir.NIRGraph(found, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
     meta = dict(graph.metadata.get("eiexport", {}))
-    if meta:
-        provenance = dict(meta.get("provenance", {}) or {"tool": "eiexport"}) | said
-        result.metadata["eiexport"] = {**meta, "provenance": provenance}
+    provenance = dict(meta.get("provenance", {}) or {"tool": "eiexport"}) | said
+    result.metadata["eiexport"] = {**meta, "provenance": provenance}
     return result

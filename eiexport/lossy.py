@@ -16,6 +16,8 @@ import numpy as np
 
 from eiexport import calibrate, graph, losses, passes, quantise
 from eiexport import divide as divisions
+from eiexport.alphabet import Alphabet
+from eiexport.circuits import EICircuit
 from eiexport.divide import Division
 from eiexport.errors import ExportError
 from eiexport.explicit import explicit
@@ -23,7 +25,7 @@ from eiexport.files import replacing
 from eiexport.graph import Network
 from eiexport.integers import IntFire
 from eiexport.losses import Quantisation
-from eiexport.model import FlatView, Model
+from eiexport.model import FlatView, Model, alphabet_of, widest
 from eiexport.plans import Plan, check_bits
 from eiexport.report import Report
 from eiexport.trace import TraceFile
@@ -132,21 +134,31 @@ def divided(
 
     Raises ExportError where there is no circuit that divides, or nothing to calibrate on.
     """
-    found = None
+    if not any(isinstance(n, EICircuit) for n in model.graph.nodes.values()):
+        if settings.divide is not None:
+            raise ExportError(f"--divide {settings.divide}: the model has no circuit that divides; leave it out")
+        return model, None
+    clock, found = (settings.dt, settings.integrator), None
+    alphabet: Alphabet | None = None  # of the whole input: a circuit's must not be negative, which folding relies on
+    for x in model.chunks(50):
+        alphabet = widest(alphabet, alphabet_of(x))
+    assert alphabet is not None
+    network = graph.check(passes.insert_delays(model.graph, *clock)[0], *clock, alphabet)
     if settings.divide is not None:
-        model, found = _reformed(model, settings, progress)
+        model, found = _reformed(model, network, settings, progress)
     if settings.dale == "fold":
-        model = replace(model, graph=divisions.fold(model.graph, settings.dt, settings.integrator))
+        network = graph.check(passes.insert_delays(model.graph, *clock)[0], *clock, alphabet)
+        model = replace(model, graph=divisions.fold(model.graph, network))
     return model, found
 
 
-def _reformed(model: Model, settings: Settings, progress: Callable[[str, int, int], None]) -> tuple[Model, Division]:
+def _reformed(
+    model: Model, before: Network, settings: Settings, progress: Callable[[str, int, int], None]
+) -> tuple[Model, Division]:
     from targets.denominators import denominators, distances
 
     assert settings.divide is not None
     clock = settings.dt, settings.integrator
-    graph_before, _ = passes.insert_delays(model.graph, *clock)
-    before = graph.check(graph_before, *clock)
     if not divisions.dividing(before):
         raise ExportError(f"--divide {settings.divide}: the model has no circuit that divides; leave it out")
     if model.calibration is None or settings.calibrate < 1:
@@ -160,8 +172,8 @@ def _reformed(model: Model, settings: Settings, progress: Callable[[str, int, in
 
     seen = denominators(before, model.calibration(settings.calibrate), settings.device, count)
     numbers = divisions.choose(before, seen)
-    made = divisions.reform(graph_before, settings.divide, numbers)
-    after = graph.check(made, *clock)
+    made = divisions.reform(model.graph, settings.divide, numbers)
+    after = graph.check(passes.insert_delays(made, *clock)[0], *clock)
     rest = distances(before, {n: after.steps[n] for n in numbers}, _first(model, ALONE), settings.device)  # type: ignore[misc]
     layers = {
         n: {

@@ -126,8 +126,10 @@ def layers(network: Network, input_scale: float = 1.0) -> dict[str, Layer | Read
             owner, factor = _owner(network, sinks, name)
             layer = found.setdefault(owner, Readout(name=owner))
             inner = network.steps[owner]
+            inner = inner.inner if isinstance(inner, GatedFire) else inner
+            gains = [getattr(inner, k, None) for k in ("gain", "gain_u")]
             apart = owner != name and sinks[name] != [owner]
-            if apart or factor != 1 or getattr(inner, "gain", None) is not None:
+            if apart or factor != 1 or any(g is not None and (g != 1).any() for g in gains):
                 raise GraphError(f"node {name!r}: a circuit ends in one neuron without a gain, or in an Output")
             layer.circuits[name], layer.units[name] = step, units[name]
     for name, layer in found.items():

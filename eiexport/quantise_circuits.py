@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from eiexport.alphabet import Alphabet, interval
-from eiexport.circuits import CURRENT, DIVIDING, PARTS, RECIPROCAL_BITS, Circuit, IntCircuit, IntCircuitStep
+from eiexport.circuits import DIVIDING, PARTS, RECIPROCAL_BITS, Circuit, IntCircuit, IntCircuitStep
 from eiexport.errors import GraphError
 from eiexport.integers import EXACT, REGISTER, grid_step
 from eiexport.plans import CircuitPlan, WeightPlan
@@ -45,6 +45,8 @@ def choose(name: str, step: Circuit, a: Alphabet, unit: float, exponent: int | N
         raise GraphError(f"node {name!r} fills zeros by a minimum over the sample, which no chip has: give --divide")
     if step.form == "none" and exponent is not None:
         raise GraphError(f"node {name!r} has no gains, so it ends a network: an Output may follow, not a neuron")
+    if step.form == "none" and step.bias is not None:
+        raise GraphError(f"node {name!r} has a bias and no gains, which has no integer kind: leave --dale apart out")
     top, rows = a.hi / unit, _Rows(step, unit, bits)
     excite, inhibit, spread = _scales(name, rows, top)
     s, n = rows.sums("inhibit", inhibit) * top, rows.reach(excite, inhibit, spread, top)
@@ -69,6 +71,8 @@ def choose(name: str, step: Circuit, a: Alphabet, unit: float, exponent: int | N
     shift = exponent - gain_e + gain_i - gain_shift
     while shift < 0:
         gain_e, shift = gain_e - 1, shift + 1
+    if most and not np.rint(most * 2.0**gain_e):
+        raise GraphError(f"node {name!r}: its gains of up to {most:g} round to 0 against the thresholds behind it")
     while shift > REGISTER or max(1.0, np.rint(most * 2.0**gain_e)) * n * 2.0**shift >= wide:
         if shift == 0:
             raise GraphError(f"node {name!r}: its numerators do not fit 52 bits at any scale")
@@ -116,7 +120,8 @@ def _scales(name: str, rows: _Rows, top: float) -> tuple[int, int, int]:
     grid = int(math.log2(grid_step(rows.bits, MODE)))
     for _ in range(200):
         least = inhibit + spread + grid - DOWN  # spread's sums are shifted down by as much as a synapse can
-        excite = max(rows.natural["excite"], least)
+        # and up by no more either
+        excite = min(max(rows.natural["excite"], least), inhibit + spread + grid + UP)
         while excite > least and max(rows.sums("excite", excite), 0) * top >= ROOM:
             excite -= 1
         fits = max(rows.reach(excite, inhibit, spread, top), rows.sums("inhibit", inhibit) * top) < ROOM
@@ -168,7 +173,7 @@ def node(step: Circuit, plan: CircuitPlan, unit: float, exponent: int, connectio
         for key, a in gains(step, plan).items():
             if a is not None:
                 rest[key] = _each(a, cells[key])
-        bias = np.zeros(()) if step.bias is None else np.clip(np.rint(step.bias * 2.0**exponent), -CURRENT, CURRENT)
+        bias = np.zeros(()) if step.bias is None else np.rint(step.bias * 2.0**exponent)
         rest["bias"] = _each(bias, cells["gain_e"])
         rest |= {"shift": plan.shift, "gain_shift": plan.gain_shift, "epsilon": plan.epsilon}
     return IntCircuit(**parts, form=step.form, table_bits=step.table_bits, **rest)

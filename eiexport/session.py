@@ -141,10 +141,12 @@ def _clear(out: Path, names: Sequence[str], kept: Path) -> None:
 
 def _stamped(prepared: nir.NIRGraph, network: Network) -> nir.NIRGraph:
     """The graph that ran, saying its dt and integrator also where the user had to."""
-    if {"dt", "integrator"} <= set(prepared.metadata.get("eiexport", ())):
+    said = prepared.metadata.get("eiexport", {})
+    if {"dt", "integrator"} <= set(said):
         return prepared
     clock = network.clock
-    return graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64")
+    made = dict(said.get("provenance", {}))
+    return graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64", **made)
 
 
 def _expand(names: Sequence[str]) -> list[str]:

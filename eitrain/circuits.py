@@ -59,7 +59,7 @@ class Circuit(nn.Module):
     inputs: cells (N,) or maps (C, H, W) give (d,) or C. w_ee (nE, ...), w_ie (nI, ...), w_ei (nE, nI), g_i (nI,),
     g_e (nE,), all >= 0, b_e (nE,) free. kernel 0: fully connected. readout: the output layer, W_EE x - W_EI s alone;
     its gains and bias exist, as in the published code, and do nothing.
-    Before E-I Init, weights are |u|, u as torch draws a convolution's; gains 1, bias 0.
+    Before E-I Init, weights are max(u, 0), u as torch draws a convolution's, so half of them are 0; gains 1, bias 0.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class Circuit(nn.Module):
         self.w_ei = nn.Parameter(torch.empty(cells, inhibitory, *one))
         self.g_i, self.g_e = nn.Parameter(torch.ones(inhibitory)), nn.Parameter(torch.ones(cells))
         self.b_e = nn.Parameter(torch.zeros(cells))
+        for p in (self.g_i, self.g_e, self.b_e) if readout else ():
+            p.requires_grad_(False)  # several processes would wait for gradients that never come
         self.form = "none" if readout else "exact"
         for w in (self.w_ee, self.w_ie, self.w_ei):
             nn.init.kaiming_uniform_(w, a=math.sqrt(5))
@@ -167,7 +169,7 @@ class Circuit(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, copies: int = 1) -> bool:
-        """E-I Init by the first batch's x (N, ...), each row standing for `copies` equal ones; False if it was silent.
+        """E-I Init by the first batch's x (N, ...), each row for `copies` equal ones; False if nothing varied in it.
 
         With E = mean(x), Q = mean(x^2), R = mean over positions of the unbiased variance over rows:
         W_EE, W_IE ~ Exponential(scale sqrt(R / (d (Q + R)))), W_EI = 1 / nI, g_E = 1, b_E = 0,
@@ -178,7 +180,7 @@ class Circuit(nn.Module):
         x = x.double()
         mean, square = float(x.mean()), float(x.square().mean())
         spread = float(x.var(0, correction=0).mean()) * n / max(1, n - 1)
-        if heard := mean > 0 and spread > 0:
+        if varied := mean > 0 and spread > 0:
             q, e, r = square, mean, spread
         else:
             q, e, r = SPARSE, SPARSE, SPARSE * (1 - SPARSE)
@@ -188,7 +190,7 @@ class Circuit(nn.Module):
         self.g_e.fill_(1)
         self.b_e.zero_()
         self.g_i.fill_(math.sqrt(q + r) / (math.sqrt(d) * e))
-        return heard
+        return varied
 
     def folded(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of the one connection that a readout, or a frozen circuit, is; gradients flow to all of it."""

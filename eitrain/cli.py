@@ -67,9 +67,10 @@ def fit(
 
     with user_errors("eitrain"):
         kind = f"{f'-{divide}' if divide else ''}{'' if quantize is None else f'-int{quantize}'}"
-        path = out or Path("runs") / f"{recipe or recipes.DEFAULT}{kind}"
+        name = recipe or (Run(start_from).recipe().name if start_from and not resume else recipes.DEFAULT)
+        path = out or Path("runs") / f"{name}{kind}"
         given = [*(settings or [])]
-        named = (("data", data), ("epochs", epochs), ("seed", seed), ("quantize", quantize))
+        named = (("data", data), ("epochs", epochs), ("seed", seed), ("quantize", quantize), ("divide", divide))
         given += [f"{k}={v}" for k, v in named if v not in ("", None)]
         known = path if resume else start_from
         chosen = Run(known).recipe() if known and not recipe else recipes.find(recipe or recipes.DEFAULT)
@@ -107,11 +108,17 @@ def fit(
             console.print(f"warning: silent on the test set: {', '.join(scores['best'].silent)}{hint}")
         console.print(
             f"run folder: {path}\n"
-            f"next: eiexport {shlex.quote(str(path))} --target torch --target {'loihi' if chosen.quantize else 'lava'}",
+            f"next: eiexport {shlex.quote(str(path))}{_division(fitting)} --target torch --target "
+            f"{'loihi' if chosen.quantize else 'lava'}",
             markup=False,
         )
         if idle:
             raise typer.Exit(1)
+
+
+def _division(fitting: Fitting) -> str:
+    """What an export has to be told where circuits fill zeros by a minimum over the sample, as no chip does."""
+    return " --divide exact" if fitting.net.circuits and fitting.recipe.divide == "exact" else ""
 
 
 def _plasticity(fitting: Fitting, path: Path) -> bool:

@@ -176,6 +176,7 @@ class Fitting:
         )
         self.labelled = labelled(self.dataset.train.labels, train, recipe)
         self.notes: list[str] = []
+        self.moments: dict[str, Tensor] = {}
         self.first, self.best = 0, -1.0
         self.best_weights: dict[str, Tensor] = {}
         self.rows: list[dict[str, Any]] = []
@@ -189,6 +190,9 @@ class Fitting:
         module = IntegerNet(net, self.run.plan(recipe.quantize)) if recipe.quantize else net
         self.module = module
         self.model, self.optimiser = self.fabric.setup(module, optimiser)
+        if self.moments:  # on the device where the weights are now
+            runs.restore_optimiser(optimiser, self.moments, self.names)
+            self.moments = {}
 
     def _begin(self, net: SpikingNet, start_from: Path | None, data_dir: Path | None) -> None:
         if self.recipe.quantize and start_from is None:
@@ -220,12 +224,14 @@ class Fitting:
         if source is not None:
             self._take_weights(net, source)
         elif net.circuits and recipe.ei_init:
-            order = np.random.default_rng([recipe.seed, 0]).permutation(self.train_indices)[: recipe.batch]
-            x = prepare(recipe, self.dataset.train.batch(order), np.random.default_rng([recipe.seed, 3]))
-            if unheard := net.initialise(x, recipe.steps):
+            # what the first step of a single process will see
+            order = np.random.default_rng([recipe.seed, 0]).permutation(len(self.labelled))[: recipe.batch]
+            images = self.dataset.train.batch(self.labelled[order])
+            x = prepare(recipe, images, np.random.default_rng([recipe.seed, 0, 0]), training=True)
+            if flat := net.initialise(x, recipe.steps):
                 self.notes.append(
-                    f"E-I Init: {', '.join(unheard)} got no spikes from the first batch, and starts as for spikes of "
-                    f"probability {SPARSE}"
+                    f"E-I Init: {', '.join(flat)} got nothing, or the same in every row, from the first batch, and "
+                    f"starts as for spikes of probability {SPARSE}"
                 )
 
     def _calibrated(self, net: SpikingNet) -> Plan:
@@ -273,7 +279,7 @@ class Fitting:
             weights = {k: v for k, v in tensors.items() if not k.startswith(("optimiser.", "best."))}
             runs.load_weights(net, weights, checkpoint)
             self.best_weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-            runs.restore_optimiser(optimiser, tensors, self.names)
+            self.moments = tensors
             self.first, self.best = meta["epoch"] + 1, meta["best"]
             self.rows = self.run.read_metrics(self.first)
         else:  # stopped within its first epoch: begin again

@@ -112,15 +112,15 @@ class SpikingNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, steps: int) -> list[str]:
-        """E-I Init of every circuit, each from what the ones before it send; returns those that heard nothing.
+        """E-I Init of every circuit, each from what the ones before it send; returns those whose input did not vary.
 
         x: a first batch as `forward` takes it.
         """
-        silent: list[str] = []
+        flat: list[str] = []
 
         def first(name: str, circuit: Circuit, rows: Tensor) -> None:
             if not circuit.initialise(rows, max(1, steps * x.shape[1] // len(rows))):
-                silent.append(name)
+                flat.append(name)
 
         hooks = [
             c.register_forward_pre_hook(lambda c, args, n=n: first(n, c, args[0]))  # type: ignore[misc]
@@ -129,7 +129,7 @@ class SpikingNet(nn.Module):
         self(x, steps)
         for hook in hooks:
             hook.remove()
-        return silent
+        return flat
 
     def way_out(self, connection: str) -> tuple[str, ...]:
         """What stands behind a connection up to and with the cell it feeds; ends without one at the network's end."""

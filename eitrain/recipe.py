@@ -117,7 +117,7 @@ class Recipe:
         return "+".join(k for k, on in (("SFBM", self.sfbm), ("BEIM", self.beim)) if on) or "no gates"
 
     def lr_at(self, epoch: float) -> float:
-        """Learning rate at an epoch (from 0), or within it where there is a warm-up.
+        """Learning rate at an epoch (from 0), or within it: DeepEISNN's change by iteration, and all with a warm-up.
 
         Rises linearly from start_lr in `warmup` epochs; then lr (1 + cos(pi e / T_max)) / 2, e and T_max without the
         warm-up, or a drop every so many epochs.
@@ -135,7 +135,7 @@ class Recipe:
     @property
     def by_iteration(self) -> bool:
         """True where the learning rate changes within an epoch."""
-        return self.system == "deepei"
+        return self.system == "deepei" or self.warmup > 0
 
     @property
     def augmentation(self) -> Augmentation:
@@ -204,10 +204,9 @@ def _verify_circuits(recipe: Recipe) -> None:
     """What DeepEISNN's networks ask for."""
     if recipe.architecture not in CIRCUITS:
         raise TrainError(f"architecture {recipe.architecture!r}; recipes of deepei know {', '.join(CIRCUITS)}")
-    if recipe.normalise:
+    if recipe.width < 4 and not recipe.batchnorm:
         raise TrainError(
-            "normalise = true: a circuit's input must not be negative (Dale's law), and images with mean and standard "
-            "deviation taken off are; give normalise=false"
+            f"width = {recipe.width}: a circuit has one inhibitory cell for 4 others; give width=4 or more"
         )
     if recipe.divide not in DIVISIONS:
         raise TrainError(f"divide = {recipe.divide!r}; valid: {', '.join(DIVISIONS)}")
@@ -273,6 +272,11 @@ def verify(recipe: Recipe) -> Recipe:
         raise TrainError(f"--quantize {recipe.quantize}: weights take {BITS[0]} to {BITS[-1]} bits")
     if recipe.seed >= 2**31:
         raise TrainError(f"seed = {recipe.seed}: must be below 2**31")
+    if recipe.system == "deepei" and recipe.normalise:
+        raise TrainError(
+            "normalise = true: a circuit's input must not be negative (Dale's law), and images with mean and standard "
+            "deviation taken off are; give normalise=false"
+        )
     if recipe.normalise and not recipe.augmentation.std and recipe.augmentation != Augmentation():
         raise TrainError(f"normalise: recipes of {recipe.system} have no mean and deviation for {recipe.data}")
     if (recipe.augment or recipe.normalise) and recipe.augmentation == Augmentation():

@@ -195,6 +195,8 @@ def fine_tuning(recipe: Recipe, *, from_weights: bool) -> Recipe:
 
 def deployed(recipe: Recipe, form: str, *, from_weights: bool) -> Recipe:
     """The recipe for training on with a division that a chip has: half the rate, at most 8 epochs."""
+    if form == "exact":
+        raise TrainError("--divide exact is what recipes train: give frozen, shift or table")
     if recipe.system != "deepei" or recipe.batchnorm:
         raise TrainError(f"--divide {form}: {recipe.name} has no circuits, and so no division")
     if not from_weights:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from eiexport.divide import FORMS
@@ -38,7 +37,9 @@ def send(run: Path, samples: int, form: str | None, quantize: int | None, *targe
 
 def main(epochs: int = 12, samples: int = 360) -> dict[str, float]:
     """Accuracy as trained, in each form, and with the frozen denominator after fine-tuning, in float and integers."""
-    recipe = replace(recipes.find("deepei-digits"), epochs=epochs, cosine=epochs)
+    recipe = recipes.adjust(
+        recipes.find("deepei-digits"), [f"epochs={epochs}", f"cosine={epochs}", f"warmup={int(epochs > 1)}"]
+    )
     accuracy: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         run, tuned = Path(folder, "exact"), Path(folder, "frozen")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eiexport.circuits import Circuit
+from eiexport.connections import Conv
 from eiexport.divide import Denominators, dividing
 from eiexport.errors import GraphError
 from eiexport.graph import Network
@@ -61,8 +62,9 @@ def denominators(
     def filled(name: str, own: Any, ops: Ops, d: Tensor) -> Tensor:
         full = super(type(own), own).filled(ops, d)  # type: ignore[misc]
         some = d != 0
-        seen = found.setdefault(name, Denominators(*np.zeros((2, d.shape[1]))))
-        rest = tuple(i for i in range(d.ndim) if i != 1)
+        cells = 1 if isinstance(own.excite, Conv) else d.ndim - 1
+        seen = found.setdefault(name, Denominators(*np.zeros((2, d.shape[cells]))))
+        rest = tuple(i for i in range(d.ndim) if i != cells)
         seen.total += d.double().sum(rest).cpu().numpy()
         seen.count += some.sum(rest).cpu().numpy()
         seen.zeros += int((~some).sum())
