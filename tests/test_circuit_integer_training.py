@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,3 +137,13 @@ def test_export_quantises_circuits(form: str, exact: Path, tmp_path: Path, monke
     }
     for layer in found.quantisation.layers.values():
         assert layer.snr_db > 20 and layer.alone_decisions is not None and not layer.clipped > 0.2
+
+
+def test_two_processes_train_circuits(tmp_path: Path) -> None:
+    """The readout's gains and bias get no gradient, for which several processes would wait at the second step."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "eitrain.cli", "fit"]
+    given = ("deepei-digits", "--set", "width=8", "--set", "batches=3", "--epochs", "1", "--set", "warmup=0")
+    command = [*torchrun, *given, "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("best: test accuracy") == 1
