@@ -29,7 +29,7 @@ from eiexport.graph import Network
 from eiexport.integers import TOP
 from eiexport.nodes import lif
 from eiexport.ops import NumpyOps
-from eiexport.plans import Plan, plan_from_json
+from eiexport.plans import LayerPlan, Plan, plan_from_json
 from eiexport.steps import bind
 from targets import base
 from targets.observe import observe
@@ -50,8 +50,12 @@ def lowered(
 
 
 def formed(form: str) -> nir.NIRGraph:
-    numbers = {"n0": Numbers(RNG(3).uniform(0.3, 2, 6), 0.14), "n2": Numbers(RNG(4).uniform(0.3, 2, 8), 0.09)}
-    return divide.reform(network(), form, numbers)
+    """The first circuit's matrices are of different size, so that each has an exponent of its own."""
+    net = network()
+    net.nodes["n0"].inhibit.weight *= 5
+    net.nodes["n0"].spread.weight *= 0.3
+    numbers = {"n0": Numbers(RNG(3).uniform(0.3, 2, 6), 0.21), "n2": Numbers(RNG(4).uniform(0.3, 2, 8), 0.09)}
+    return divide.reform(net, form, numbers)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +115,7 @@ def test_spread_is_rounded_once_for_both_uses(bits: int, made: Any) -> None:
     """N and D of the integers, by hand from the one matrix that the node stores."""
     _, plan, after = made["exact", bits]
     node, p = circuits(after)["n0"], plan.layers["n1"].circuits["n0"]
-    rounded = np.round(network().nodes["n0"].spread.weight * 2.0 ** (p.exponents[2] - p.spread.shift))
+    rounded = np.round(formed("exact").nodes["n0"].spread.weight * 2.0 ** (p.exponents[2] - p.spread.shift))
     rounded = rounded.clip(0, 2**bits - 1) * 2.0 ** (p.spread.shift - p.exponents[2])
     # its exponent holds what lies between N's unit and that of the sums
     np.testing.assert_array_equal(effective(node.spread), rounded * 2.0 ** (p.exponents[0] - p.exponents[1]))
@@ -149,45 +153,57 @@ def test_engines_agree_with_plain_integers(form: str, bits: int, made: Any) -> N
 # --- what rounding costs
 
 
-def bracket(form: str, after: Network, plan: Plan, step: Any, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+def bracket(plan: LayerPlan, step: Any, epsilon: Any, rows: np.ndarray) -> tuple[np.ndarray, ...]:
     """(least, largest, sure): between what floors leave the integers' current, where D cannot have become 0.
 
-    step: the float twin. Every floor takes less than one unit: of N, up; of D, those of the cells' products, times
-    W_EI, and its own, down; of the quotient, down.
+    step: the float twin, but epsilon, which may be off by half a unit of D. Every floor takes less than one unit: of
+    N, up; of D, those of the cells' products, times W_EI, and its own, down; of the quotient, down.
     """
-    p, alpha = plan.layers["n1"].circuits["n0"], plan.layers["n1"].alpha
+    (p,) = plan.circuits.values()
     s = np.maximum(rows @ step.inhibit.weight.T, 0)
     spread = step.spread.weight
     low = rows @ step.excite.weight.T - s @ spread.T
-    high = low + 2.0 ** -p.exponents[0]
-    gain, bias = np.ravel(step.gain_e), 0 if step.bias is None else step.bias
-    if form == "frozen":
-        ends, sure = [gain * low, gain * high], np.full(low.shape, True)
-    else:
-        came = (s * step.gain_i) @ spread.T
-        down = p.gain_shift - p.gain_i
-        floors = spread.sum(1) * 2.0 ** (down - p.exponents[1]) + 2.0 ** (down - p.exponents[0])
+    gain, bias = np.ravel(step.gain_e), 0 if step.bias is None else np.ravel(step.bias)
+    tops = low, low + 2.0 ** -p.exponents[0]
+    ends, sure = [gain * n for n in tops], np.full(low.shape, True)
+    if step.form != "frozen":
+        came, down = (s * step.gain_i) @ spread.T, p.gain_shift - p.gain_i
+        unit = 2.0 ** (down - p.exponents[0])
+        floors = spread.sum(1) * 2.0 ** (down - p.exponents[1]) + unit
         sure = (came == 0) | (came > floors)
-        numbers = Numbers(np.ones(1), float(step.epsilon))
-        d = [came, np.where(came == 0, came, np.maximum(came - floors, 1e-30))]
-        ends = [gain * approximated(form, n, below, numbers) for n in (low, high) for below in d]
-    most = CURRENT * alpha
-    least = np.min(ends, 0) + bias - (3 if form == "table" else 1) * alpha
+        edges = (
+            (max(epsilon - unit / 2, 1e-30), came),
+            (max(epsilon + unit / 2, unit), np.maximum(came - floors, 1e-30)),
+        )
+        d = [np.where(came == 0, fill, below) for fill, below in edges]
+        nothing = Numbers(np.ones(1), 1.0)
+        ends = [gain * approximated(step.form, n, below, nothing) for n in tops for below in d]
+    most = CURRENT * plan.alpha
+    least = np.min(ends, 0) + bias - (3 if step.form == "table" else 1) * plan.alpha
     return least.clip(-most, most), (np.max(ends, 0) + bias).clip(-most, most), sure
+
+
+def held(before: Network, plan: Plan, after: Network, circuit: str, owner: str, rows: np.ndarray) -> np.ndarray:
+    """Where the integers' currents cannot be told from D; everywhere else they are held to their bounds."""
+    step: Any = twin(before, plan, list(plan.layers)).steps[circuit]
+    epsilon = before.steps[circuit].epsilon  # type: ignore[attr-defined]
+    least, largest, sure = bracket(
+        plan.layers[owner], step, epsilon, np.round(rows / plan.input_scale) * plan.input_scale
+    )
+    found = currents(after, circuit, plan.encode(rows)) * plan.layers[owner].alpha
+    slack = 1e-9 * np.abs(largest) + 1e-12
+    assert (found >= least - slack)[sure].all() and (found <= largest + slack)[sure].all()
+    return sure
 
 
 @EVERY
 def test_currents_lie_where_floors_leave_them(form: str, bits: int, made: Any) -> None:
     before, plan, after = made[form, bits]
-    rows, alpha = X.reshape(-1, 5).astype(np.float64), plan.layers["n1"].alpha
-    rounded = twin(before, plan, list(plan.layers))
-    found = currents(after, "n0", plan.encode(rows)) * alpha
-    least, largest, sure = bracket(form, after, plan, rounded.steps["n0"], rows * plan.input_scale)
-    assert (found >= least - 1e-9)[sure].all() and (found <= largest + 1e-9)[sure].all() and sure.mean() > 0.95
-    most = CURRENT * alpha
-    meant = currents(rounded, "n0", rows).clip(-most, most)
-    off = np.sqrt(np.square(found - meant).mean()) / meant.std()
-    assert off < (0.03 if form != "shift" else 0.06), off
+    rows, most = X.reshape(-1, 5).astype(np.float64), CURRENT * plan.layers["n1"].alpha
+    assert held(before, plan, after, "n0", "n1", rows).mean() > 0.95
+    meant = currents(twin(before, plan, list(plan.layers)), "n0", rows).clip(-most, most)
+    off = currents(after, "n0", plan.encode(rows)) * plan.layers["n1"].alpha - meant
+    assert np.sqrt(np.square(off).mean()) / meant.std() < (0.1 if bits < 6 else 0.05)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -202,7 +218,7 @@ def test_what_the_weights_alone_cost(form: str, made: Any) -> None:
         other = currents(rounded, "n0", rows)
         errors.append(float(np.sqrt(np.square(other - meant).mean()) / meant.std()))
         assert rounded.steps["n2"] is before.steps["n2"] and rounded.steps["n0"] is not before.steps["n0"]
-    assert errors == sorted(errors, reverse=True) and errors[4] < 0.01 and 0.05 < errors[0] < 1, errors
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 4 * errors[4] and errors[4] < 0.03 and errors[0] < 1, errors
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -249,7 +265,7 @@ def test_no_sum_leaves_its_register(form: str) -> None:
         nodes = [node, lif((len(node.excite.weight),), **NEURON)]
         if form == "none":
             nodes = [nir.Affine(np.eye(inputs), np.zeros(inputs)), lif((inputs,), **NEURON), node]
-        _, plan, after = lowered(chain((inputs,), *nodes), x, bits, interval(0, hi, True))
+        before, plan, after = lowered(chain((inputs,), *nodes), x, bits, interval(0, hi, True))
         (found,) = circuits(after).values()
         top = 1 if form == "none" else plan.input_hi
         s = np.floor(effective(found.inhibit)).sum(1) * top
@@ -259,6 +275,8 @@ def test_no_sum_leaves_its_register(form: str) -> None:
         assert max(float(a.max(initial=0)) for a in sums) <= TOP, (seed, form)
         one, other = (base.get(k)().compile(after).run(plan.encode(x), probe=True) for k in ("reference", "torch"))
         assert all(np.array_equal(one.z[n], z) for n, z in other.z.items())
+        if form != "none":
+            held(before, plan, after, "n0", "n1", x.reshape(-1, inputs).astype(np.float64))
         # messages as narrow as they may be
         width = 0 if top == 1 else 2 if top == 3 else 8
         assert found.excite.message_bits == found.inhibit.message_bits == width
@@ -346,6 +364,7 @@ def test_images_are_messages_of_eight_bits(form: str) -> None:
     meant, most = currents(before, "n0", rows), CURRENT * alpha
     found = currents(after, "n0", plan.encode(rows)) * alpha
     assert np.sqrt(np.square(found - meant.clip(-most, most)).mean()) < 0.03 * meant.clip(-most, most).std()
+    assert held(before, plan, after, "n0", "n1", rows).mean() > 0.95
 
 
 def test_what_has_no_integers_is_refused() -> None:

@@ -335,6 +335,9 @@ def test_numbers_survive_and_are_those_of_calibration(form: str, exact: Path, tu
     key = "denominator" if form == "frozen" else "epsilon"
     assert buffers.keys() == {f"circuit{i}.{key}" for i in (1, 2, 3)}
     assert all(torch.equal(v, stored[k]) and (v > 0).all() for k, v in buffers.items())
+    for name, node in net.graph().nodes.items():  # type: ignore[operator]
+        if isinstance(node, EICircuit) and name != "readout1":
+            assert np.array_equal(getattr(node, key), buffers[f"{name}.{key}"].numpy())
     # by the exact run's best weights, on training samples
     before, _ = fit.load_model(Run(exact), "best", dataset)
     shown = graph.check(before.graph())  # type: ignore[operator]

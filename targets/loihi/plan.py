@@ -162,9 +162,12 @@ class Plan:
 def plan(network: Network, chip: Chip) -> Plan:
     """Decide; raises Unsupported by the first rule that the network breaks."""
     readouts = [n for n in network.recorded if not network.steps[n].neuron]
-    verify_parameters(network, chip)
+    for name, node in network.graph.nodes.items():
+        if type(node).__name__ == "IntCircuit":
+            limits.circuit_nodes(chip, name)
     for name in readouts:
         limits.readout_fits(chip, name)
+    verify_parameters(network, chip)
     latency = _latencies(network, chip)
     latency |= {cells_of(n): latency[n] for n in network.steps if _is_circuit(network, n)}
     latency |= {n: latency[n] + 1 for n in readouts}
@@ -260,7 +263,6 @@ def verify_parameters(network: Network, chip: Chip) -> None:
     for name, node in network.graph.nodes.items():
         kind = type(node).__name__
         if kind == "IntCircuit":
-            limits.circuit_nodes(chip, name)
             _verify_circuit(network, chip, name)
             for part in (node.excite, node.inhibit, node.spread):
                 _verify_connection(chip, name, part)
