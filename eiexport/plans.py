@@ -166,6 +166,7 @@ def plan_from_json(d: Any) -> Plan:
         right = right and all(abs(x) <= 64 for c in made for x in (*c.exponents, c.gain_i, c.gain_e))
         right = right and all(0 <= c.gain_shift < REGISTER and abs(c.shift) <= REGISTER for c in made)
         right = right and all(1 <= c.epsilon <= TOP for c in made)
+        right = right and all(w.sign_mode == "excitatory" for c in made for w in (c.excite, c.inhibit, c.spread))
         if not right or not 0 <= layer.bias_exp < REGISTER or math.isnan(layer.headroom):
             raise GraphError(f"not a quantisation plan of {plan.bits} bits: the numbers of {name!r} are out of range")
     return plan

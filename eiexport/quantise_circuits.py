@@ -21,7 +21,7 @@ import numpy as np
 from eiexport.alphabet import Alphabet, interval
 from eiexport.circuits import DIVIDING, PARTS, RECIPROCAL_BITS, Circuit, IntCircuit, IntCircuitStep
 from eiexport.errors import GraphError
-from eiexport.integers import EXACT, REGISTER, grid_step
+from eiexport.integers import EXACT, REGISTER, TOP, grid_step
 from eiexport.plans import CircuitPlan, WeightPlan
 from eiexport.steps import Clock
 
@@ -53,6 +53,11 @@ def choose(name: str, step: Circuit, a: Alphabet, unit: float, exponent: int | N
     exponents = (excite, inhibit, spread)
     weights = (WeightPlan(rows.shift(k, x), MODE, bits) for k, x in _parts(exponents).items())
     plan = CircuitPlan(*weights, exponents)  # type: ignore[call-arg, arg-type]
+    for key, x in _parts(exponents).items():
+        if rows.weight[key].any() and not rows.sums(key, x):
+            raise GraphError(
+                f"node {name!r}: {key} rounds to 0 beside the other matrices; are their scales so far apart?"
+            )
     if step.form == "none":
         return plan
     assert step.gain_e is not None and exponent is not None
@@ -79,6 +84,10 @@ def choose(name: str, step: Circuit, a: Alphabet, unit: float, exponent: int | N
         gain_shift, shift = gain_shift + 1, shift - 1
     assert step.epsilon is not None
     epsilon = max(1, int(np.rint(float(step.epsilon) * 2.0 ** (excite + gain_i - gain_shift))))
+    if epsilon > TOP:
+        raise GraphError(
+            f"node {name!r}: epsilon = {float(step.epsilon):g} is more than {REGISTER} bits of denominators"
+        )
     numbers: dict[str, Any] = {"gain_i": gain_i, "gain_shift": gain_shift, "gain_e": gain_e, "shift": shift}
     return replace(plan, **numbers, epsilon=epsilon)
 
