@@ -191,11 +191,10 @@ def _layer(network: Network, layer: Layer, samples: Samples, bits: int, channels
 
 
 def _circuits(network: Network, fed: Fed, exponent: int | None, bits: int) -> dict[str, CircuitPlan]:
-    found = {}
-    for name, step in fed.circuits.items():
-        first, *rest = (network.alphabets[s] for s in network.sources[name])
-        found[name] = quantise_circuits.choose(name, step, sum(rest, first), fed.units[name], exponent, bits)
-    return found
+    return {
+        name: quantise_circuits.choose(name, step, network.arriving(name), fed.units[name], exponent, bits)
+        for name, step in fed.circuits.items()
+    }
 
 
 def _largest_bias(layer: Layer) -> float:

@@ -53,13 +53,17 @@ def reciprocals(bits: int) -> np.ndarray:
     return np.rint((1 << RECIPROCAL_BITS) / middles)
 
 
+def shares(bits: int) -> np.ndarray:
+    """The same in parts of 1."""
+    return reciprocals(bits) / (1 << RECIPROCAL_BITS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Circuit(Step):
     """The equations above. excite, inhibit: W_EE and W_IE, of one geometry; spread: W_EI; no biases.
 
     Gains, bias and denominator lie over the cells: (n,), or (n, 1, 1) over maps; in "frozen", gain_e holds
-    g_E / D. table: `reciprocals`, in parts of 1. fan_in: d, synapses of one cell, by which training divides W_EI's
-    gradient (E-I Prop).
+    g_E / D. table: `shares`.
     """
 
     excite: Any
@@ -72,8 +76,12 @@ class Circuit(Step):
     bias: np.ndarray | None = None
     epsilon: np.ndarray | None = None
     table: np.ndarray | None = None
-    table_bits: int = TABLE_BITS
-    fan_in: int = 1
+    table_bits: int = TABLE_BITS  # told apart: a bound table need not have a length
+
+    @property
+    def fan_in(self) -> int:
+        """d, synapses of one cell, by which training divides W_EI's gradient (E-I Prop)."""
+        return math.prod(self.excite.weight.shape[1:])
 
     def output_shape(self, shape: Ints) -> Ints:
         out, cells = self.excite.output_shape(shape), self.inhibit.output_shape(shape)
@@ -382,7 +390,7 @@ def _parts(node: Any, clock: Clock, prepare: dict[str, Any]) -> dict[str, Any]:
         raise GraphError(
             f"spread has shape {spread.weight.shape}; it maps cell on cell, so it is {wanted} by one pixel"
         )
-    return parts | {"fan_in": math.prod(excite.weight.shape[1:])}
+    return parts
 
 
 def _over(step: Any, values: np.ndarray, field: str, like: Any) -> np.ndarray:
@@ -437,7 +445,7 @@ def _circuit(node: EICircuit, clock: Clock) -> Circuit:
         numbers["epsilon"] = numbers["epsilon"].reshape(())
     if form == "table":
         bits = _bits(node)
-        numbers |= {"table": reciprocals(bits) / (1 << RECIPROCAL_BITS), "table_bits": bits}
+        numbers |= {"table": shares(bits), "table_bits": bits}
     return Circuit(**parts, form=form, zero=zero, **numbers)
 
 

@@ -131,8 +131,7 @@ def fold(graph: nir.NIRGraph, network: Network | None = None) -> nir.NIRGraph:
     found: dict[str, nir.ir.NIRNode] = {}
     for name, node in graph.nodes.items():
         step = network.steps[name]
-        positive = all(network.alphabets[s].lo >= 0 for s in network.sources[name])
-        if isinstance(node, EICircuit) and isinstance(step, Circuit) and step.linear and positive:
+        if isinstance(node, EICircuit) and isinstance(step, Circuit) and step.linear and network.arriving(name).lo >= 0:
             node = connection(node, *circuits.fold(step))
         found[name] = node
     folded = [n for n in found if found[n] is not graph.nodes[n]]

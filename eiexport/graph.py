@@ -61,6 +61,10 @@ class Network:
         """True where integer nodes compute: then every value is a whole number, and engines must agree bit for bit."""
         return any(type(node).__name__ in nodes.INTEGERS for node in self.graph.nodes.values())
 
+    def arriving(self, name: str) -> Alphabet:
+        """What a node gets: the sum of its sources, their biases included."""
+        return _total(self.alphabets, self.sources[name])
+
     def input_shape(self, name: str) -> Ints:
         """Neuron shape that enters a node."""
         return self.shapes[self.sources[name][0]] if self.sources[name] else self.shapes[name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -161,16 +161,8 @@ def _reformed(
     clock = settings.dt, settings.integrator
     if not divisions.dividing(before):
         raise ExportError(f"--divide {settings.divide}: the model has no circuit that divides; leave it out")
-    if model.calibration is None or settings.calibrate < 1:
-        raise ExportError("--divide needs samples to choose numbers by: give --calibrate N or --calibration FILE")
-    used = 0
-
-    def count(done: int) -> None:
-        nonlocal used
-        used = done
-        progress("denominators", min(done, settings.calibrate), settings.calibrate)
-
-    seen = denominators(before, model.calibration(settings.calibrate), settings.device, count)
+    samples = _Calibrating(model, settings, "denominators", progress)
+    seen = denominators(before, samples, settings.device)
     numbers = divisions.choose(before, seen)
     made = divisions.reform(model.graph, settings.divide, numbers)
     after = graph.check(passes.insert_delays(made, *clock)[0], *clock)
@@ -184,8 +176,8 @@ def _reformed(
         }
         for n, d in seen.items()
     }
-    first, second = (_decided(n, model, settings.device, progress) for n in (before, after))
-    result = Division(settings.divide, used, layers, own=model.own_calibration)
+    first, second = _decided((before, after), model.chunks(50), settings.device, model.samples, progress)
+    result = Division(settings.divide, samples.used, layers, own=model.own_calibration)
     result.changed = float((first != second).mean())
     if model.labels is not None:
         result.accuracy_exact = float((first == model.labels).mean())
@@ -201,16 +193,42 @@ def _first(model: Model, most: int) -> Iterator[np.ndarray]:
             return
 
 
-def _decided(network: Network, model: Model, device: str, progress: Callable[[str, int, int], None]) -> np.ndarray:
-    """The network's decisions on all samples, in float32."""
+class _Calibrating:
+    """A model's calibration samples, counted and told as they are taken."""
+
+    def __init__(self, model: Model, settings: Settings, what: str, progress: Callable[[str, int, int], None]) -> None:
+        if model.calibration is None or settings.calibrate < 1:
+            raise ExportError(f"{what}: there are no samples to choose by: give --calibrate N or --calibration FILE")
+        self._chunks, self._most = model.calibration(settings.calibrate), settings.calibrate
+        self._what, self._progress, self.used = what, progress, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for x in self._chunks:
+            yield x
+            self.used += len(x)
+            self._progress(self._what, min(self.used, self._most), self._most)
+
+
+def _decided(
+    networks: Sequence[Network],
+    chunks: Iterable[np.ndarray],
+    device: str,
+    samples: int,
+    progress: Callable[[str, int, int], None],
+) -> list[np.ndarray]:
+    """What each network decides on the samples, in float32; they are encoded once for all."""
     from eiexport.session import decisions
     from targets.pytorch import Torch32
 
-    program, end, found = Torch32(device).compile(network), network.sources[network.outputs[0]][0], []
-    for x in model.chunks(50):
-        found.append(decisions(program.run(x).z[end]))
-        progress("comparing divisions", min(50 * len(found), model.samples), model.samples)
-    return np.concatenate(found)
+    programs = [Torch32(device).compile(n) for n in networks]
+    found: list[list[np.ndarray]] = [[] for _ in networks]
+    done = 0
+    for x in chunks:
+        for network, program, kept in zip(networks, programs, found, strict=True):
+            kept.append(decisions(program.run(x).z[network.sources[network.outputs[0]][0]]))
+        done += len(x)
+        progress("comparing decisions", done, samples)
+    return [np.concatenate(kept) for kept in found]
 
 
 def lower(
@@ -253,35 +271,22 @@ def _chosen(
 ) -> tuple[Plan, int]:
     from targets.observe import observe
 
-    if model.calibration is None or settings.calibrate < 1:
-        raise ExportError("quantisation needs samples to choose scales by: give --calibrate N or --calibration FILE")
-    used = 0
-
-    def count(done: int) -> None:
-        nonlocal used
-        used = done
-        progress("calibrating", min(done, settings.calibrate), settings.calibrate)
-
-    samples = observe(network, model.calibration(settings.calibrate), settings.device, count)
-    return calibrate.choose(network, samples, settings.quantize or 8, channels=settings.channels), used
+    samples = _Calibrating(model, settings, "calibration", progress)
+    seen = observe(network, samples, settings.device)
+    return calibrate.choose(network, seen, settings.quantize or 8, channels=settings.channels), samples.used
 
 
 def _alone(
     session: Session, plan: Plan, found: Quantisation, device: str, progress: Callable[[str, int, int], None]
 ) -> None:
     """Each layer rounded alone in the float network: the decisions and the accuracy that it costs by itself."""
-    from eiexport.session import decisions
-    from targets.pytorch import Torch32
-
     network = explicit(session.network)
-    end = network.sources[network.outputs[0]][0]
     count = found.samples_alone = min(len(session.x), ALONE)
     labels = None if session.model.labels is None else session.model.labels[:count]
 
     def decided(twin: Network) -> np.ndarray:
-        program = Torch32(device).compile(twin)
         pieces = (session.x[i : min(i + session.size, count)] for i in range(0, count, session.size))
-        return np.concatenate([decisions(program.run(x).z[end]) for x in pieces])
+        return _decided((twin,), pieces, device, count, lambda *_: None)[0]
 
     before = decided(network)
     for i, (name, layer) in enumerate(found.layers.items()):

@@ -272,15 +272,9 @@ def _sized(graph: nir.NIRGraph, plan: Plan) -> nir.NIRGraph:
     nodes = dict(graph.nodes)
     for name, node in nodes.items():
         if isinstance(node, IntDense | IntConv):
-            total = network.alphabets[network.sources[name][0]]
-            for other in network.sources[name][1:]:
-                total = total + network.alphabets[other]
-            nodes[name] = replace(node, message_bits=message_bits(total))
+            nodes[name] = replace(node, message_bits=message_bits(network.arriving(name)))
         elif isinstance(node, IntCircuit):
-            total = network.alphabets[network.sources[name][0]]
-            for other in network.sources[name][1:]:
-                total = total + network.alphabets[other]
-            nodes[name] = quantise_circuits.sized(node, total, message_bits)
+            nodes[name] = quantise_circuits.sized(node, network.arriving(name), message_bits)
     result = nir.NIRGraph(nodes, list(graph.edges), metadata=dict(graph.metadata), type_check=False)
     graphs.check(result, alphabet=plan.alphabet)
     return result

@@ -398,6 +398,8 @@ def _division(found: Division, console: Console) -> None:
         shares = (f"{100 * layer[k]:.2g} %" for k in ("error", "zeros", "silent"))
         table.add_row(name, *shares, f"{layer['epsilon']:.3g}")
     console.print(table)
+    if found.own:
+        console.print("numbers were chosen on the tested input itself: give --calibration FILE for an honest measure")
     told = f"{100 * found.changed:.2g} % of the decisions changed"
     if found.accuracy_exact is not None and found.accuracy is not None:
         told += f"; accuracy {100 * found.accuracy_exact:.2f} % as trained, {100 * found.accuracy:.2f} % in this form"

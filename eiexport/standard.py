@@ -352,8 +352,7 @@ def _moved(a: np.ndarray, ulps: int) -> np.ndarray:
 
 def _pool(network: Network, name: str, step: MaxPool, found: dict[str, nir.ir.NIRNode], edges: Edges) -> Edges:
     """A maximum of spikes as their sum and a threshold, which takes the node's name; returns the edges."""
-    (first, *rest) = (network.alphabets[s] for s in network.sources[name])
-    total = sum(rest, first)
+    total = network.arriving(name)
     if total.kind != "binary":
         raise GraphError(f"takes the maximum of {total}, where stock nodes have one for spikes of 0 and 1 alone")
     pooled = _free(f"{name}_sum", network, found)

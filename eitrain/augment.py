@@ -25,7 +25,6 @@ class Augmentation:
     Samples are images (n, C, H, W) in [0, 1] or event frames (n, T, C, H, W) of counts >= 0; what the position of a
     pixel decides happens to all frames and channels of a sample alike. All but `normalise` keeps to these ranges.
 
-    delete: frames left out of each sample, at random; the rest keep their order (event frames only).
     crop_padding: black pixels added on each side before a crop of the original size; 0 = no crop.
     scale: (least, greatest) share of the area that `random_resized_crop` keeps, in (0, 1]; () = none. Needs `size`.
     size: side in pixels that all samples have after `resize`, which is not random; 0 = their own.
@@ -50,7 +49,6 @@ class Augmentation:
     hue: float = 0.0
     erase: bool = False
     one_of: tuple[float, ...] = ()
-    delete: int = 0
 
     def __post_init__(self) -> None:
         # not "> 180": nothing compares with NaN
@@ -58,8 +56,8 @@ class Augmentation:
             raise TrainError(f"{self}: crop_padding and cutout are 0 or more pixels, rotation is 0 to 180 degrees")
         if len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
             raise TrainError(f"{self}: give one mean and one positive std per channel, or neither")
-        if self.size < 0 or self.delete < 0 or not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
-            raise TrainError(f"{self}: size and delete are 0 or more, jitter is 0 to 1, hue is 0 to 0.5 turns")
+        if self.size < 0 or not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
+            raise TrainError(f"{self}: size is 0 or more, jitter is 0 to 1, hue is 0 to 0.5 turns")
         if self.scale and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1 and self.size):
             raise TrainError(f"{self}: scale is (least, greatest) share of the area, in (0, 1], and needs a size")
         if self.one_of and not (
@@ -69,8 +67,6 @@ class Augmentation:
 
     def __call__(self, x: Floats, rng: np.random.Generator) -> Floats:
         """Augment and resize samples, before `normalise`; returns a new array, `rng` decides it all."""
-        if self.delete:
-            x = delete_frames(x, self.delete, rng)
         lead = x.shape[:-2]
         x = x.reshape(len(x), math.prod(lead[1:]), *x.shape[-2:])
         x = random_crop(x, self.crop_padding, rng) if self.crop_padding else x
@@ -172,18 +168,6 @@ def _weights(first: Ints, length: Ints, full: int, size: int) -> NDArray[np.floa
     weights = np.maximum(0, 1 - np.abs(place - centre) / np.maximum(1, length / size))
     weights *= (first < place) & (place < first + length)
     return np.asarray(weights / weights.sum(axis=2, keepdims=True))
-
-
-def delete_frames(x: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """Event frames (n, T, C, H, W) without `count` random ones of each sample: (n, T - count, C, H, W), in order.
-
-    The temporal delete of Fang et al. 2021 (arXiv 2102.04159). Raises TrainError unless some frames are left.
-    """
-    n, frames = x.shape[:2]
-    if x.ndim != 5 or count >= frames:
-        raise TrainError(f"delete = {count}: samples are event frames, and more than these; found {x.shape[1:]}")
-    order = rng.permuted(np.tile(np.arange(frames), (n, 1)), axis=1)
-    return x[np.arange(n)[:, None], np.sort(order[:, count:], axis=1)]
 
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]  # of red, green and blue (ITU-R BT.601)
@@ -313,12 +297,11 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _MNIST = ((0.1307,), (0.3081,))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-STYLES = ("backei", "biril", "biril-published", "deepei", "deepei-published")
+STYLES = ("backei", "biril", "biril-published", "deepei")
 # (style, data set). "biril-published" is what BIRIL's code runs on MNIST: it mirrors digits as well. A mirrored 2 is no
 # digit, so "biril" leaves that out.
-# DeepEISNN normalises nothing: its input must stay >= 0. "deepei-published" is what its code runs on images: its Cutout
-# is torchtoolbox's, which erases rectangles, and on Tiny-ImageNet the hue changes too. The temporal delete of its code
-# on DVS128 Gesture keeps T of T frames, so nothing is deleted here either.
+# DeepEISNN normalises nothing: its input must stay >= 0. As in its code, the Cutout on images is torchtoolbox's, which
+# erases rectangles. The temporal delete of its code on DVS128 Gesture keeps T of T frames, so nothing is deleted here.
 AUGMENTATIONS: dict[tuple[str, str], Augmentation] = {
     ("backei", "cifar10"): Augmentation(4, True, mean=CIFAR10_MEAN, std=CIFAR10_STD),
     ("biril", "cifar10"): Augmentation(4, True, 0.0, 0, *_HALF),
@@ -326,16 +309,11 @@ AUGMENTATIONS: dict[tuple[str, str], Augmentation] = {
     ("biril", "mnist"): Augmentation(2, False, 0.0, 0, *_MNIST),
     ("biril-published", "mnist"): Augmentation(2, True, 0.0, 0, *_MNIST),
     ("biril", "tinyimagenet"): Augmentation(8, True, 0.0, 0, *_IMAGENET),
-    ("deepei", "cifar10"): Augmentation(4, True, cutout=16),
-    ("deepei", "cifar100"): Augmentation(4, True, cutout=16),
-    ("deepei", "tinyimagenet"): Augmentation(flip=True, cutout=16, scale=(0.08, 1.0), size=32, jitter=0.4),
     ("deepei", "dvsgesture"): Augmentation(flip=True, scale=(0.5, 1.0), size=48),
     ("deepei", "cifar10dvs"): Augmentation(flip=True, scale=(0.7, 1.0), size=48, one_of=(5, 30.0, 16)),
-    ("deepei-published", "cifar10"): Augmentation(4, True, erase=True),
-    ("deepei-published", "cifar100"): Augmentation(4, True, erase=True),
-    ("deepei-published", "tinyimagenet"): Augmentation(
-        flip=True, scale=(0.08, 1.0), size=32, jitter=0.4, hue=0.1, erase=True
-    ),
+    ("deepei", "cifar10"): Augmentation(4, True, erase=True),
+    ("deepei", "cifar100"): Augmentation(4, True, erase=True),
+    ("deepei", "tinyimagenet"): Augmentation(flip=True, scale=(0.08, 1.0), size=32, jitter=0.4, hue=0.1, erase=True),
 }
 
 

@@ -21,7 +21,7 @@ from eiexport.divide import Numbers
 from eiexport.ops import Ints, Window
 from eitrain.errors import TrainError
 from targets import circuits as kernels
-from targets.pytorch import TorchOps
+from targets.pytorch import Through, TorchOps
 
 RATIO = 4  # excitatory cells for each inhibitory one
 TINY = 1e-6  # what denominators of 0 become without adaptive stabilisation
@@ -39,18 +39,6 @@ class Prop:
     stabilise: bool = True
     straight_through: bool = True
     scaled: bool = True
-
-
-class _Stood(torch.autograd.Function):
-    """`hard` forward, the gradient to `soft`."""
-
-    @staticmethod
-    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad, None
 
 
 class Circuit(nn.Module):
@@ -134,7 +122,6 @@ class Circuit(nn.Module):
 
         parts = {"excite": part(self.w_ee, self.kernel, self.stride)}
         parts |= {"inhibit": part(self.w_ie, self.kernel, self.stride), "spread": part(self.w_ei, 1, 1)}
-        parts["fan_in"] = self.w_ee[0].numel()
         if self.readout:
             return circuits.Circuit(**parts, form="none")
         gain = cast(self.g_e)
@@ -144,8 +131,7 @@ class Circuit(nn.Module):
         if self.form in DIVIDING and self.fills is not None:
             rest |= {"zero": "constant", "epsilon": self.fills}
         if self.form == "table":
-            values = circuits.reciprocals(circuits.TABLE_BITS) / (1 << circuits.RECIPROCAL_BITS)
-            rest["table"] = cast(self.w_ee.new_tensor(values))
+            rest["table"] = cast(self.w_ee.new_tensor(circuits.shares(circuits.TABLE_BITS)))
         return circuits.Circuit(**parts, form=self.form, **rest)
 
     @property
@@ -165,7 +151,7 @@ class Circuit(nn.Module):
             return _run(step, ops, x)
         with torch.no_grad():
             hard = step.drive(ops, x)  # type: ignore[arg-type]
-        return _Stood.apply(_run(replace(step, form="exact"), ops, x), hard)
+        return Through.apply(_run(replace(step, form="exact"), ops, x), hard)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, copies: int = 1) -> bool:

@@ -295,6 +295,7 @@ class Fitting:
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train the epochs that are left. After each: best, metrics, last and resume are on disk."""
         classes = len(self.dataset.classes)
+        seen = watched(self.recipe, self.dataset.train, self.held_indices)[0] if self.net.circuits else None
         for epoch in range(self.first, self.recipe.epochs):
             began = time.perf_counter()
             phase = self.recipe.phases.phase_at(epoch)
@@ -318,9 +319,8 @@ class Fitting:
             row |= {"val_accuracy": held.accuracy, "test_accuracy": test.accuracy, "lr": self.recipe.lr_at(epoch)}
             if self.watched:
                 row |= {"updates": updates, "stdp_layers": list(learning.layers_trained(self.net, phase))}
-            if self.net.circuits:
-                x, _ = watched(self.recipe, self.dataset.train, self.held_indices)
-                row["circuits"] = insight.measure(self.net, x.to(self.fabric.device), self.recipe.steps)
+            if seen is not None:
+                row["circuits"] = insight.measure(self.net, seen.to(self.fabric.device), self.recipe.steps)
             row |= {"silent": test.silent, "layers": test.layers, "seconds": round(time.perf_counter() - began, 3)}
             self.rows.append(row)
             if self.fabric.is_global_zero:

@@ -39,15 +39,8 @@ def _pass(net: SpikingNet, x: Tensor, steps: int) -> dict[str, Seen]:
         ops: Any = TorchOps(rows.dtype, rows.device)
         found[name] = look(ops, circuit.step(), rows, x.shape[1])
 
-    hooks = [
-        c.register_forward_pre_hook(lambda c, args, n=n: note(n, c, args[0]))  # type: ignore[misc]
-        for n, c in net.circuits.items()
-    ]
-    try:
+    with net.entering_circuits(note):
         net(x, steps, spikes)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name in found:
         cell = net.way_out(name)[-1:]
         if cell and cell[0] in net.cells:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import nir
@@ -122,14 +123,22 @@ class SpikingNet(nn.Module):
             if not circuit.initialise(rows, max(1, steps * x.shape[1] // len(rows))):
                 flat.append(name)
 
+        with self.entering_circuits(first):
+            self(x, steps)
+        return flat
+
+    @contextmanager
+    def entering_circuits(self, note: Callable[[str, Circuit, Tensor], None]) -> Iterator[None]:
+        """Within it, every pass calls note(name, circuit, rows) before a circuit takes its rows."""
         hooks = [
-            c.register_forward_pre_hook(lambda c, args, n=n: first(n, c, args[0]))  # type: ignore[misc]
+            c.register_forward_pre_hook(lambda c, args, n=n: note(n, c, args[0]))  # type: ignore[misc]
             for n, c in self.circuits.items()
         ]
-        self(x, steps)
-        for hook in hooks:
-            hook.remove()
-        return flat
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def way_out(self, connection: str) -> tuple[str, ...]:
         """What stands behind a connection up to and with the cell it feeds; ends without one at the network's end."""

@@ -144,12 +144,7 @@ class Recipe:
 
     @property
     def augmentation_style(self) -> str:
-        """Rows of `eitrain.augment.AUGMENTATIONS`; EICIL's set-up is known from BIRIL's code alone.
-
-        DeepEISNN's code cuts out otherwise than is usual, which its recipes follow.
-        """
-        if self.system == "deepei" and ("deepei-published", self.data) in AUGMENTATIONS:
-            return "deepei-published"
+        """Rows of `eitrain.augment.AUGMENTATIONS`; EICIL's set-up is known from BIRIL's code alone."""
         return "biril" if self.system == "eicil" else self.system
 
     def shape(self, shape: Ints) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,7 @@ class Distance:
 
 
 @torch.no_grad()
-def denominators(
-    network: Network, chunks: Iterable[np.ndarray], device: str = "cpu", progress: Callable[[int], None] | None = None
-) -> dict[str, Denominators]:
+def denominators(network: Network, chunks: Iterable[np.ndarray], device: str = "cpu") -> dict[str, Denominators]:
     """Run a float network on encoded samples (sample, time, *neuron); note what its circuits divide by.
 
     Raises GraphError where there is no sample.
@@ -80,7 +78,7 @@ def denominators(
     for name in dividing(network):
         watched = {"filled": lambda own, ops, d, n=name: filled(n, own, ops, d)}
         executor.steps[name] = overriding(executor.steps[name], watched)
-    _run(executor, network, chunks, progress)
+    _run(executor, network, chunks)
     return found
 
 
@@ -102,20 +100,16 @@ def distances(
         bound = bind(step, ops)  # type: ignore[arg-type]
         watched = {"act": lambda own, ops, e, s, n=name, b=bound: act(n, b, own, ops, e, s)}
         executor.steps[name] = overriding(executor.steps[name], watched)
-    _run(executor, network, chunks, None)
+    _run(executor, network, chunks)
     return found
 
 
-def _run(
-    executor: Executor, network: Network, chunks: Iterable[np.ndarray], progress: Callable[[int], None] | None
-) -> None:
+def _run(executor: Executor, network: Network, chunks: Iterable[np.ndarray]) -> None:
     done, ops = 0, executor.ops
     for x in chunks:
         check_input(network, x)
         moved = torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1)))
         executor.run(moved.to(ops.device, ops.dtype))  # type: ignore[attr-defined]
         done += len(x)
-        if progress:
-            progress(done)
     if not done:
         raise GraphError("nothing to calibrate on: the input holds no sample")

@@ -27,7 +27,7 @@ from eiexport.ops import Ints
 from eiexport.trace import Trace
 from targets.base import Claim, Program, Unsupported
 from targets.lava import FIXED, Lava, LavaProgram, env
-from targets.lava.fixed import MANTISSA, arriving, number
+from targets.lava.fixed import MANTISSA, number
 from targets.lava.jobs import Engine
 from targets.lava.plan import STOCK, Plan, plan
 
@@ -249,7 +249,7 @@ def _check_connection(network: Network, link: Link, first: bool) -> None:
         if step.shift:
             derived = "netx derives exponents from whole weights"
             _refuse(network, name, f"weight_exp = {number(node.weight_exp)} does not divide its weights; {derived}")
-        a = arriving(network, name)
+        a = network.arriving(name)
         if not first and a.kind != "binary":
             _refuse(network, name, f"it gets {a}, and only the first layer of netx takes more than spikes")
         if isinstance(step, IntDenseStep) and len(network.input_shape(name)) > 1:

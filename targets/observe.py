@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,6 @@ def observe(
     network: Network,
     chunks: Iterable[np.ndarray],
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Samples:
     """Run a float network, made explicit, on encoded samples (sample, time, *neuron); note ranges and examples.
 
@@ -113,7 +112,6 @@ def observe(
         grids = {d for d in grids if np.abs(x * d - np.rint(x * d)).max() <= 1e-6 * d * np.abs(x).max()}
         executor.run(torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 0, 1))).to(ops.device, ops.dtype))
         count += len(x)
-        progress(count)
     if not count:
         raise GraphError("nothing to calibrate on: the input holds no sample")
     return Samples(watch.finish(), lo, hi, min(grids, default=0.0))

@@ -36,12 +36,12 @@ class _Decision(torch.autograd.Function):
         return grad * ctx.slope(x), None, None
 
 
-class _Through(torch.autograd.Function):
+class Through(torch.autograd.Function):
     """`hard` forward, the gradient to x alone, as if it were x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, hard: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return hard
+        return hard.view_as(hard)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
@@ -112,7 +112,7 @@ class TorchOps:
 
     def fill(self, x: Tensor, y: Array) -> Tensor:
         filled = torch.where(x == 0, y, x)
-        return _Through.apply(x, filled) if self.straight_through else filled
+        return Through.apply(x, filled) if self.straight_through else filled
 
     def octave(self, x: Tensor, low: float) -> Tensor:
         return torch.ldexp(torch.ones_like(x), torch.frexp(x / low).exponent - 1)

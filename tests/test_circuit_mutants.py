@@ -32,7 +32,7 @@ GAINED = "n, (share, d) = self.scaled(ops, n), self.reciprocal(ops, d)"
 SCALED = "ops.shift_floor(y, -self.shift) if"
 CLIP = "ops.saturate(y, -CURRENT, CURRENT)"
 SHIFTED = "y = ops.shift_floor(y, self.shift)"
-THROUGH = "_Through.apply(x, filled) if self.straight_through else filled"
+THROUGH = "Through.apply(x, filled) if self.straight_through else filled"
 TURNED = "replace(spread, weight=spread.weight.T if len(set(spread.weight.shape[:2])) == 1 else spread.weight)"
 
 MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -133,17 +133,21 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "learning": {
         "gradient goes to the donor": (
             TORCH,
-            "_Through.apply(x, filled) if self.straight_through else filled",
+            "Through.apply(x, filled) if self.straight_through else filled",
             "filled",
         ),
         "gradient stops at a filled zero": (
-            *(TORCH, "_Through.apply(x, filled) if self.straight_through else filled"),
+            *(TORCH, "Through.apply(x, filled) if self.straight_through else filled"),
             "torch.where(x == 0, y if isinstance(y, float) else y.detach(), x)",
         ),
         "no gradient where nothing inhibits": (TORCH, "return x.clamp(min=0)", "return torch.relu(x)"),
         "gradient of W_EI not scaled": (TORCH, "return grad * ctx.factor", "return grad"),
         "gradient scaled by d": (CIRCUITS, "1 / self.fan_in", "self.fan_in"),
-        "scaled by the number of cells": (CIRCUITS, "math.prod(excite.weight.shape[1:])", "len(excite.weight)"),
+        "scaled by the number of cells": (
+            CIRCUITS,
+            "math.prod(self.excite.weight.shape[1:])",
+            "len(self.excite.weight)",
+        ),
         "one of both uses scaled": (CIRCUITS, D, f"self.{D}"),
         "the other use scaled": (CIRCUITS, TAKEN, TAKEN.replace("spread", "self.spread")),
         "W_EI learns from N alone": (CIRCUITS, D, f"replace(spread, weight=spread.weight.detach()).{D[7:]}"),

@@ -412,6 +412,7 @@ def test_a_plan_survives_json(form: str, made: Any) -> None:
         ("excite", {"shift": 0, "sign_mode": "excitatory", "bits": 4}),
         ("inhibit", {"shift": -1, "sign_mode": "excitatory", "bits": 8}),
         ("spread", {"shift": 0, "sign_mode": "both", "bits": 8}),
+        ("inhibit", {"shift": 0, "sign_mode": "inhibitory", "bits": 8}),
         ("spread", None),
         ("epsilon", None),
     ],

@@ -112,3 +112,18 @@ def test_cells_of_a_matrix_lie_on_the_last_axis() -> None:
     (seen,) = denominators(network, [x]).values()
     d = (x.astype(float) @ node.inhibit.weight.T) @ node.spread.weight.T
     np.testing.assert_allclose(seen.frozen, d.reshape(-1, 8).mean(0), rtol=1e-5)
+
+
+def test_a_matrix_that_rounds_to_nothing_is_refused(tmp_path: Path, x: Path) -> None:
+    weak = circuit(3, 8)
+    weak.excite.weight = weak.excite.weight * 2.0**30  # type: ignore[attr-defined]
+    model = written(tmp_path / "m.nir", lif(), last=weak)
+    code, said = export(model, "--input", x, "--divide", "exact", "--quantize", 8, "--out", tmp_path / "o")
+    assert code == 2 and "node 'c': " in said and "rounds to 0 beside the other matrices" in said
+
+
+def test_numbers_chosen_on_the_tested_input_are_told(tmp_path: Path, x: Path) -> None:
+    model, told = written(tmp_path / "m.nir", lif()), "chosen on the tested input itself"
+    given = (model, "--input", x, "--divide", "frozen", "--out", tmp_path / "o")
+    assert told in " ".join(export(*given)[1].split())
+    assert told not in " ".join(export(*given, "--calibration", x)[1].split())

@@ -57,7 +57,7 @@ def _trouble(network: Network, name: str, step: Step, constant: np.ndarray) -> s
     """Why Lava would compute something else, and what would help; "" where it would not."""
     if not network.sources[name]:
         return ""
-    a = arriving(network, name)
+    a = network.arriving(name)
     if largest(a) >= WORD:
         return f"it gets {a}, and signals have 32 bits; scale the weights before it down"
     node, shape = network.graph.nodes[name], network.input_shape(name)
@@ -98,14 +98,6 @@ def exponents(node: Any) -> tuple[int, ...]:
     return tuple(int(e) for e in np.unique(node.weight_exp)) if isinstance(node, IntDense) else (0,)
 
 
-def arriving(network: Network, name: str) -> Alphabet:
-    """What a node gets: the sum of its sources, their biases included."""
-    total = network.alphabets[network.sources[name][0]]
-    for other in network.sources[name][1:]:
-        total = total + network.alphabets[other]
-    return total
-
-
 def largest(a: Alphabet) -> float:
     """Largest magnitude; 0 where nothing is known, so that nothing is refused."""
     return 0.0 if a.kind == "real" else max(-a.lo, a.hi)
@@ -134,7 +126,7 @@ def lif(network: Network, name: str, constant: np.ndarray) -> dict[str, Any] | N
     The constant, given at every step with the input, stands in the bias instead: `mant << 6`. It may do so where there
     is no synaptic memory and where no sum can wrap.
     """
-    step, node, a = network.steps[name], network.graph.nodes[name], arriving(network, name)
+    step, node, a = network.steps[name], network.graph.nodes[name], network.arriving(name)
     shape = network.input_shape(name)
     if isinstance(step, Threshold):
         if step.threshold.ndim or not _straight(a, constant):

@@ -105,7 +105,7 @@ def message_bits(network: Network, plan: Plan, name: str, step: Step) -> int:
         return 24
     if isinstance(step, IntLinear):
         return step.message_bits
-    return 0 if fixed.arriving(network, name).kind == "binary" else 24
+    return 0 if network.arriving(name).kind == "binary" else 24
 
 
 def register(network: Network, plan: Plan, name: str, kind: str, rows: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eiexport.circuits import DIVIDING, FORMS, RECIPROCAL_BITS
-from eiexport.integers import REGISTER, TOP
+from eiexport.circuits import DIVIDING, FORMS, RECIPROCAL_BITS, SPANS
 from eiexport.ops import Ints, Window
 from eiexport.steps import text
 from targets.base import TargetError
@@ -204,13 +203,8 @@ class _Reader:
         fields: dict[str, Any] = {k: int(group.attrs[k]) for k in ("gain_shift", "shift", "epsilon")}
         fields["form"] = text(group.attrs["form"])
         divides = fields["form"] in DIVIDING
-        spans = {
-            "gain_shift": (0, REGISTER - 1),
-            "shift": (0 if divides else 1 - REGISTER, REGISTER),
-            "epsilon": (1, TOP),
-        }
-        for name, (lo, hi) in spans.items():
-            if not lo <= fields[name] <= hi:
+        for name, (lo, hi) in SPANS.items():
+            if not lo <= fields[name] <= hi or (divides and fields[name] < 0):
                 raise self.fail(f"{group.name} has {name} {fields[name]}")
         if fields["form"] not in FORMS:
             raise self.fail(f"{group.name} is a circuit of form {fields['form']!r}")

@@ -285,7 +285,6 @@ def _circuit(image: CoreImage, population: PopulationImage) -> IntCircuitStep | 
     numbers: dict[str, Any] = {
         k: image.parameters[k].astype(np.float64) for k in ("gain_i", "gain_e") if k in image.parameters
     }
-    table = population.table.astype(np.float64)
     return IntCircuitStep(
         excite=own,
         inhibit=own,
@@ -295,8 +294,8 @@ def _circuit(image: CoreImage, population: PopulationImage) -> IntCircuitStep | 
         **numbers,
         bias=image.parameters.get("current"),
         epsilon=np.asarray(float(population.epsilon)),
-        table=table,
-        table_bits=len(table).bit_length() - 1,
+        table=population.table.astype(np.float64),
+        table_bits=len(population.table).bit_length() - 1,
         gain_shift=population.gain_shift,
         shift=population.shift,
     )
