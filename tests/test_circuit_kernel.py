@@ -78,7 +78,6 @@ class Layer:
         parts: dict[str, Any] = {k: Dense(p[v]) for k, v in names.items()}  # type: ignore[arg-type]
         if self.kernel:
             parts = {k: Conv(v.weight, None, POINT if k == "spread" else window) for k, v in parts.items()}
-        parts["fan_in"] = p["w_ee"][0].numel()
         if form == "none":
             return Circuit(**parts, form="none")
         values: dict[str, Any] = {"gain_i": p["g_i"], "gain_e": p["g_e"], "bias": p["b_e"]}
@@ -471,8 +470,12 @@ def scaled_part(index: int, factor: float) -> Callable[[Any], Any]:
     return lambda f: lambda *a: tuple(v * factor if i == index else v for i, v in enumerate(f(*a)))
 
 
+class Unscaled(Circuit):
+    fan_in = 1  # type: ignore[assignment]
+
+
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], Run]] = {
-    "1/d forgotten": lambda _: lambda step, ops, x: circuits.run(replace(step, fan_in=1), ops, x),
+    "1/d forgotten": lambda _: lambda step, ops, x: circuits.run(Unscaled(**vars(step)), ops, x),
     "gradient to the donor": lambda _: lambda step, ops, x: drive(step, training(straight_through=False), x),
     "other zero rule": lambda _: (
         lambda step, ops, x: circuits.run(replace(step, zero="constant", epsilon=1e-6), ops, x)
