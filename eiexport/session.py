@@ -26,7 +26,7 @@ from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, c
 
 Progress = Callable[[str, int, int], None]
 GRAPHS = ("model.nir", "model_float.nir", "input.h5", "input_float.h5")
-MADE = (*GRAPHS, "model.net", "program.loihi.h5", "plan.json", "report.json", "report.html")
+MADE = (*GRAPHS, "model.net", "model.onnx", "model_step.onnx", "model.c", "program.loihi.h5", "plan.json", "report.json", "report.html")
 # rows and traces of the trained network's own run, of the float network, and of the graph before it was lowered
 TRAINED, FLOAT, ORIGINAL = "trained", "float", "original"
 
@@ -83,8 +83,7 @@ def export(model: Model, settings: Settings, progress: Progress) -> Report:
     network = graph.check(prepared, settings.dt, settings.integrator)
     stock = _standard(model, prepared, settings)
     quantised = lossy.lower(model, network, settings, progress)
-    if not network.integer and quantised is None and settings.standard != "float64":
-        names = _expand(names)
+    names = _expand(names, not network.integer and quantised is None and settings.standard != "float64")
     first = next(model.chunks(1))
     base.check_input(network, first)
 
@@ -149,12 +148,11 @@ def _stamped(prepared: nir.NIRGraph, network: Network) -> nir.NIRGraph:
     return graph.stamp(prepared, dt=clock.dt, integrator=clock.integrator, dtype="float64", **made)
 
 
-def _expand(names: Sequence[str]) -> list[str]:
-    """torch is two rows: float64, which proves, and float32, which training computed in."""
-    found: list[str] = []
-    for name in names:
-        found += [name, "torch32"] if name == "torch" else [name]
-    return list(dict.fromkeys(found))
+def _expand(names: Sequence[str], floats: bool) -> list[str]:
+    """Targets that are two rows: torch in float64, which proves, and in float32, which training computed in; ONNX as a
+    whole sequence, and one step a call."""
+    also = {"onnx": "onnx-step"} | ({"torch": "torch32"} if floats else {})
+    return list(dict.fromkeys(n for name in names for n in (name, also.get(name, name))))
 
 
 def _write_input(

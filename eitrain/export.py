@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ def open_run(path: Path, *, checkpoint: str = "best", samples: int = 100, device
         if count == len(dataset.test)
         else np.random.default_rng(recipe.seed).permutation(len(dataset.test))[:count]
     )
-    graph = net.graph(tool="eitrain", recipe=recipe.name, checkpoint=checkpoint, epoch=int(meta.get("epoch", -1)))
+    said = {"recipe": recipe.name, "checkpoint": checkpoint, "epoch": int(meta.get("epoch", -1))}
+    graph = net.graph(tool="eitrain", classes=json.dumps(list(dataset.classes)), **said)
     where = device_of(device)
     double = net.double().to(where)
 

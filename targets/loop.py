@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,7 @@ class Executor:
         return kept
 
     def _input(self, name: str, values: dict[str, Array]) -> Array:
-        first, *rest = (values[s] for s in self.network.sources[name])
-        for other in rest:
-            first = self.ops.add(first, other)
-        return first
+        return total(self.ops, [values[s] for s in self.network.sources[name]])
 
     def _node(self, name: str, values: dict[str, Array], states: States | None) -> Array:
         step = self.steps[name]
@@ -62,32 +60,63 @@ class Executor:
     def _cycle(self, component: tuple[str, ...], values: dict[str, Array], samples: int, kept: States | None) -> None:
         """Step the nodes of one strongly connected component together; its delays look back."""
         network, ops, inside = self.network, self.ops, set(component)
-        neurons = {n: s for n in component if isinstance(s := self.steps[n], Neuron)}
-        states = {n: s.init(ops, (samples, *network.input_shape(n))) for n, s in neurons.items()}
+        states = initial(network, self.steps, ops, component, samples)
+        outside = {s for n in component for s in network.sources[n]} - inside
         outputs: dict[str, list[Array]] = {n: [] for n in component}
-        rows: dict[str, list[State]] = {n: [] for n in neurons}
-        steps = len(next(values[s] for n in component for s in network.sources[n] if s not in inside))
-        for t in range(steps):
-            now: dict[str, Array] = {}
-            lines = [n for n in component if breaks_cycle(self.steps[n])]
-            for name in lines:
-                now[name] = self.steps[name].emit(ops, None, states[name])  # type: ignore[attr-defined]
-            for name in (*(n for n in component if n not in lines), *lines):
-                seen = {s: now[s] if s in inside else values[s][t] for s in network.sources[name]}
-                driven = self.steps[name].drive(ops, self._input(name, seen))
-                if name in neurons:
-                    z, states[name] = neurons[name].step(ops, driven, states[name])
-                    now.setdefault(name, z)
-                    if kept is not None:
-                        rows[name].append(states[name])
-                else:
-                    now[name] = driven
-            for name, z in now.items():
-                outputs[name].append(z)
+        rows: dict[str, list[State]] = {n: [] for n in states}
+        for t in range(len(values[next(iter(outside))])):
+            now, states = advance(network, self.steps, ops, component, {s: values[s][t] for s in outside}, states)
+            for name in component:
+                outputs[name].append(now[name])
+            for name in states if kept is not None else ():
+                rows[name].append(states[name])
         for name, sent in outputs.items():
             values[name] = stack(sent)
-        for name, step in neurons.items():
-            _keep(kept, name, step, rows[name])
+        for name in states:
+            _keep(kept, name, self.steps[name], rows[name])  # type: ignore[arg-type]
+
+
+def initial(network: Network, steps: dict[str, Step], ops: Ops, names: Iterable[str], samples: int) -> dict[str, State]:
+    """Zero states of the neurons and delays among some nodes."""
+    shapes = {n: (samples, *network.input_shape(n)) for n in names}
+    return {n: s.init(ops, shape) for n, shape in shapes.items() if isinstance(s := steps[n], Neuron)}
+
+
+def advance(
+    network: Network,
+    steps: dict[str, Step],
+    ops: Ops,
+    names: Sequence[str],
+    arriving: dict[str, Array],
+    states: dict[str, State],
+    enter: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, Array], dict[str, State]]:
+    """One model step of some nodes, which stand in an order in which only delays look back: (outputs, new states).
+
+    steps: bound to `ops`; arriving: what the other nodes send them in this step; enter: told whose turn it is.
+    """
+    now, new = dict(arriving), dict(states)
+    lines = [n for n in names if breaks_cycle(steps[n])]
+    for name in lines:
+        enter(name)
+        now[name] = steps[name].emit(ops, None, states[name])  # type: ignore[attr-defined]
+    for name in (*(n for n in names if n not in lines), *lines):
+        enter(name)
+        driven = steps[name].drive(ops, total(ops, [now[s] for s in network.sources[name]]))
+        if name in states:
+            z, new[name] = steps[name].step(ops, driven, states[name])  # type: ignore[attr-defined]
+            now.setdefault(name, z)
+        else:
+            now[name] = driven
+    return now, new
+
+
+def total(ops: Ops, came: Sequence[Array]) -> Array:
+    """The sum of what arrives on some edges, in their order."""
+    first, *rest = came
+    for other in rest:
+        first = ops.add(first, other)
+    return first
 
 
 def _keep(states: States | None, name: str, step: Neuron, rows: list[State] | None) -> None:
