@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 import numpy as np
 
-from eiexport import nodes
+from eiexport import foreign, hdf5, nodes
 from eiexport.alphabet import REAL, Alphabet
 from eiexport.errors import GraphError
 from eiexport.files import writing
@@ -72,29 +71,30 @@ class Network:
 
 def read(path: str | Path) -> nir.NIRGraph:
     """Read a .nir file, stock or with extension nodes; raises GraphError in one line for anything else."""
+    return load(path)[0]
+
+
+def load(path: str | Path) -> tuple[nir.NIRGraph, tuple[str, ...]]:
+    """(graph, notes): a .nir file of any tool, flat and with shapes that fit, and what was changed for that, in words.
+
+    Raises GraphError in one line for what is no such file, is broken, or could mean two things.
+    """
     path = Path(path)
     if not path.is_file():
         raise GraphError(f"{path}: no such file; give a .nir file or a run folder")
-    try:
-        with h5py.File(path, "r") as f:
-            if "node" not in f:
-                raise GraphError(f"{path}: an HDF5 file, but not NIR (no group 'node'); is it a trace or a .net file?")
+    with hdf5.opened(path, GraphError, hdf5.WHOLE) as f:
+        if "node" not in f:
+            raise GraphError(f"{path}: an HDF5 file, but not NIR (no group 'node'); is it a trace or a .net file?")
+        try:
             d = nir.serialization.hdf2dict(f["node"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as e:
-        # h5py tells damage in all of these ways
-        raise GraphError(f"{path}: not readable as HDF5, truncated or corrupt ({_line(e)})") from None
+        except hdf5.DAMAGE as e:
+            raise GraphError(f"{path}: {hdf5.damage(e)}") from None
     try:
-        found, edges = d["nodes"], d["edges"]
-        graph_nodes = {}
-        for name, fields in found.items():
-            try:
-                graph_nodes[name] = nodes.from_dict(fields)
-            except GraphError as e:
-                raise GraphError(f"{path}: node {name!r}: {e}") from None
-        pairs = [(nodes.text(a), nodes.text(b)) for a, b in edges]
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError) as e:
+        return foreign.adopt(d)
+    except GraphError as e:
+        raise GraphError(f"{path}: {' '.join(str(e).split())}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError, RecursionError) as e:
         raise GraphError(f"{path}: not a NIR graph ({type(e).__name__}: {_line(e)}); write it again") from None
-    return nir.NIRGraph(graph_nodes, pairs, metadata=d.get("metadata", {}), type_check=False)
 
 
 def write(graph: nir.NIRGraph, path: str | Path) -> None:
@@ -134,10 +134,15 @@ def exact_for(graph: nir.NIRGraph) -> str:
 
 
 def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | None = None) -> Clock:
-    """dt and integrator from the metadata, or given by the user; refused when neither says, or when they disagree."""
+    """dt and integrator from the metadata, or given by the user; refused when neither says, or when they disagree.
+
+    A plain `dt` in the metadata, as other tools write it, holds where neither our group nor the user says one.
+    """
     meta = graph.metadata.get("eiexport", {}) if isinstance(graph.metadata, dict) else {}
     if not isinstance(meta, dict) or _number(meta.get("schema", 1)) != 1:
         raise GraphError("the graph's metadata group 'eiexport' is of another schema than 1: update eiexport")
+    if dt is None and "dt" not in meta:
+        dt = step_of(graph)
     for name, given, flag in (("dt", dt, "--dt SECONDS"), ("integrator", integrator, "--integrator euler|exponential")):
         if name not in meta and given is None:
             raise GraphError(f"the graph does not say its {name}, and spikes depend on it: give {flag}")
@@ -150,6 +155,17 @@ def clock_of(graph: nir.NIRGraph, dt: float | None = None, integrator: str | Non
     if kind not in INTEGRATORS:
         raise GraphError(f"integrator {kind!r}; valid: {', '.join(INTEGRATORS)}")
     return Clock(step, kind)
+
+
+def step_of(graph: nir.NIRGraph, dt: float | None = None) -> float | None:
+    """dt as `clock_of` takes it, None where nobody says it: our metadata, the user, then another tool's metadata."""
+    metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
+    meta = metadata.get("eiexport", {})
+    if isinstance(meta, dict) and "dt" in meta:
+        dt = _number(meta["dt"])
+    elif dt is None and "dt" in metadata:
+        dt = _number(metadata["dt"])
+    return dt
 
 
 def check(
@@ -167,9 +183,10 @@ def check(
         try:
             steps[name] = nodes.prepare(node, clock)
         except GraphError as e:
-            raise GraphError(f"node {name!r} ({type(node).__name__}): {e}") from None
+            told = " ".join(str(e).split())  # values of several rows print as several lines
+            raise GraphError(f"node {name!r} ({type(node).__name__}): {told}") from None
         except (AttributeError, TypeError, ValueError, IndexError) as e:
-            raise GraphError(f"node {name!r} ({type(node).__name__}): malformed fields ({e})") from None
+            raise GraphError(f"node {name!r} ({type(node).__name__}): malformed fields ({_line(e)})") from None
     order, cycles = _order(steps, sources)
     shapes, alphabets = _infer(graph, steps, sources, order, alphabet)
     for name, came in sources.items():
@@ -232,9 +249,13 @@ def _sources(graph: nir.NIRGraph) -> dict[str, tuple[str, ...]]:
         seen.add((a, b))
     inputs = [n for n, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
-        raise GraphError(f"a graph needs exactly one Input node, found {len(inputs)}: {', '.join(sorted(inputs))}")
+        roots = ", ".join(repr(n) for n in sorted(names - {b for _, b in seen}) if n not in inputs)
+        advice = "write it as one, and split it inside" if inputs else f"add one that feeds {roots or 'the first node'}"
+        told = f" ({', '.join(sorted(inputs))})" if inputs else ""
+        raise GraphError(f"a graph needs exactly one Input node, found {len(inputs)}{told}: {advice}")
     if not any(isinstance(node, nir.Output) for node in graph.nodes.values()):
-        raise GraphError("a graph needs an Output node, found none")
+        ends = ", ".join(repr(n) for n in sorted(names - {a for a, _ in seen}))
+        raise GraphError(f"a graph needs an Output node, found none: add one behind {ends or 'its last node'}")
     sources = {n: tuple(sorted(a for a, b in seen if b == n)) for n in sorted(names)}
     for name, came in sources.items():
         if not came and name != inputs[0]:

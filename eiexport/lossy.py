@@ -23,9 +23,10 @@ from eiexport.errors import ExportError
 from eiexport.explicit import explicit
 from eiexport.files import replacing
 from eiexport.graph import Network
+from eiexport.inputs import FlatView
 from eiexport.integers import IntFire
 from eiexport.losses import Quantisation
-from eiexport.model import FlatView, Model, alphabet_of, widest
+from eiexport.model import Model, alphabet_of, widest
 from eiexport.plans import Plan, check_bits
 from eiexport.report import Report
 from eiexport.trace import TraceFile

@@ -9,12 +9,10 @@ from pathlib import Path
 import nir
 import numpy as np
 
-from eiexport import graph
+from eiexport import graph, inputs, netfile, shapes
 from eiexport.alphabet import Alphabet, interval
-from eiexport.errors import ExportError, TraceError
-from eiexport.ops import Ints
+from eiexport.errors import ExportError
 from eiexport.plans import Plan
-from eiexport.trace import TraceFile
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,35 @@ class Model:
     own_calibration: bool = False
 
 
-def open_graph(path: Path, source: Path, samples: int | None, calibration: Path | None = None) -> Model:
-    """A .nir file with input from a .npy or trace file; raises GraphError or ExportError in one line.
+def read(path: Path, message_bits: int | None = None) -> tuple[nir.NIRGraph, tuple[str, ...]]:
+    """(graph, notes) of a .nir file, or of lava-dl's .net file; raises GraphError or ExportError in one line.
+
+    message_bits: the width of graded input of a .net file, which netx is told beside the file.
+    """
+    if path.suffix == ".net":
+        found, notes = netfile.read_net(path, message_bits)
+        return found, tuple(notes)
+    if message_bits is not None:
+        raise ExportError(f"{path}: --message-bits is for .net files; a NIR graph says what its nodes take")
+    return graph.load(path)
+
+
+def open_graph(
+    path: Path,
+    source: Path,
+    samples: int | None,
+    calibration: Path | None = None,
+    dt: float | None = None,
+    message_bits: int | None = None,
+) -> Model:
+    """What `read` reads, with input in one of the forms of `inputs.load`; raises GraphError or ExportError in one line.
 
     calibration: a file of input like `source`; without it, quantisation is calibrated on the input itself.
+    dt: what the user says, where the graph does not: events are put on its grid.
     """
-    found = graph.read(path)
-    x = _load_input(source)
+    found, notes = read(path, message_bits)
+    wanted = _wanted(found, dt)
+    x, told = inputs.load(source, wanted)
     if x.ndim < 2:
         raise ExportError(f"{source}: input has shape {x.shape}; expected (samples, steps, *neurons)")
     if samples is not None and samples < 1:
@@ -58,7 +78,7 @@ def open_graph(path: Path, source: Path, samples: int | None, calibration: Path 
     def chunks(size: int) -> Iterator[np.ndarray]:
         return (np.asarray(x[i : min(i + size, count)]) for i in range(0, count, size))
 
-    other = x if calibration is None else _load_input(calibration)
+    other = x if calibration is None else inputs.load(calibration, wanted)[0]
     if other.ndim < 2 or len(other) == 0:
         raise ExportError(
             f"{calibration}: calibration data has shape {other.shape}; expected (samples, steps, *neurons)"
@@ -67,51 +87,18 @@ def open_graph(path: Path, source: Path, samples: int | None, calibration: Path 
     def calibrating(most: int) -> Iterator[np.ndarray]:
         return (np.asarray(other[i : min(i + 50, most)]) for i in range(0, min(most, len(other)), 50))
 
-    return Model(path.name, found, count, chunks, calibration=calibrating, own_calibration=calibration is None)
+    own = calibration is None
+    return Model(path.name, found, count, chunks, notes=(*notes, *told), calibration=calibrating, own_calibration=own)
 
 
-def _load_input(source: Path) -> np.ndarray | FlatView:
-    if not source.is_file():
-        raise ExportError(f"{source}: no such input file; give --input F.npy or F.h5, (samples, steps, *neurons)")
-    if source.suffix == ".npy":
-        try:
-            x = np.load(source, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as e:
-            raise ExportError(f"{source}: not a readable .npy array ({str(e).splitlines()[0]})") from None
-        if x.dtype.kind not in "biuf":
-            raise ExportError(f"{source}: holds {x.dtype}, not numbers")
-        return x
-    file = TraceFile(source)
-    name = "input" if "input" in file.nodes else next(iter(file.nodes))
-    if len(file.nodes) > 1 and name != "input":
-        raise TraceError(f"{source}: holds several nodes ({', '.join(file.nodes)}) and none is called 'input'")
-    return FlatView(file, name)
-
-
-class FlatView:
-    """An observable of a trace file as an array (sample, time, *neuron) that is read when sliced."""
-
-    def __init__(self, file: TraceFile, name: str) -> None:
-        self._data, self._neurons = file.nodes[name]["data"], file.shape(name)
-
-    @property
-    def shape(self) -> Ints:
-        return (*self._data.shape[:2], *self._neurons)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._data.dtype
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        rows = self._data[part]
-        return rows.reshape(*rows.shape[:2], *self._neurons)
+def _wanted(found: nir.NIRGraph, dt: float | None) -> inputs.Wanted:
+    """What the graph says of its input; what is wrong with it, `graph.check` tells."""
+    ends = [n for n, node in found.nodes.items() if isinstance(node, nir.Input)]
+    step = graph.step_of(found, dt)
+    if len(ends) != 1:
+        return inputs.Wanted(dt=step)
+    shape = shapes.declared(found.nodes[ends[0]])
+    return inputs.Wanted(ends[0], shape if shape and min(shape) >= 1 else None, step)
 
 
 def alphabet_of(x: np.ndarray) -> Alphabet:

@@ -20,13 +20,15 @@ from eiexport.alphabet import Alphabet
 from eiexport.check import ExecutionCheck, judge, judge_whole
 from eiexport.errors import ExportError, TraceError
 from eiexport.graph import Network
-from eiexport.model import FlatView, Model, alphabet_of, widest
+from eiexport.inputs import FlatView
+from eiexport.model import Model, alphabet_of, widest
 from eiexport.report import Report, Row
 from eiexport.trace import Trace, TraceFile, TraceWriter, chunk_size, compact, compare_entries
 
 Progress = Callable[[str, int, int], None]
 GRAPHS = ("model.nir", "model_float.nir", "input.h5", "input_float.h5")
-MADE = (*GRAPHS, "model.net", "model.onnx", "model_step.onnx", "model.c", "program.loihi.h5", "plan.json", "report.json", "report.html")
+FILES = ("model.net", "model.onnx", "model_step.onnx", "model.c", "program.loihi.h5")  # what targets write
+MADE = (*GRAPHS, *FILES, "plan.json", "report.json", "report.html")
 # rows and traces of the trained network's own run, of the float network, and of the graph before it was lowered
 TRAINED, FLOAT, ORIGINAL = "trained", "float", "original"
 
