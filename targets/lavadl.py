@@ -8,7 +8,6 @@ derives, and what it derives wrongly is refused here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,11 @@ import nir
 import numpy as np
 
 from eiexport.connections import Flatten
+from eiexport.errors import GraphError
 from eiexport.files import writing
 from eiexport.graph import Network
-from eiexport.integers import ALIGN, IntConvStep, IntDenseStep, IntFire, IntLinear, sign_mode_of, synapse_words
+from eiexport.integers import ALIGN, IntConvStep, IntDenseStep, IntFire, IntLinear
+from eiexport.netlayers import GEOMETRY, LEAST, MOST, held, words_of
 from eiexport.neurons import Delay
 from eiexport.ops import Ints
 from eiexport.trace import Trace
@@ -32,8 +33,6 @@ from targets.lava.jobs import Engine
 from targets.lava.plan import STOCK, Plan, plan
 
 NETX = f"{FIXED}, through netx"
-LEAST, MOST = -256, 254  # weights of mixed sign that netx does not clip
-INT8 = 127  # Lava's Conv holds its geometry in int8
 POOL = "netx has no pooling, and each of its layers ends in neurons; use a convolution with a stride"
 REASONS = {
     "SumPool2d": POOL,
@@ -259,8 +258,8 @@ def _check_connection(network: Network, link: Link, first: bool) -> None:
             if len(window.stride) != 2:
                 _refuse(network, name, "netx has convolutions over two axes; give it a height of 1")
             numbers = (*window.stride, *window.padding, *window.dilation, window.groups, *step.weight.shape[2:])
-            if max(numbers) > INT8:
-                _refuse(network, name, f"its geometry holds {max(numbers)}, and Lava's Conv at most {INT8}")
+            if max(numbers) > GEOMETRY:
+                _refuse(network, name, f"its geometry holds {max(numbers)}, and Lava's Conv at most {GEOMETRY}")
 
 
 def _check_neuron(network: Network, link: Link) -> None:
@@ -338,26 +337,16 @@ def corrupted(parts: list[np.ndarray]) -> str:
     """
     whole = np.hstack(parts)
     lo, hi = int(whole.min()), int(whole.max())
-    if not whole.any():
-        return "all its weights are 0, for which netx finds no exponent; remove the connection"
     if (lo < 0 < hi and (lo < LEAST or hi > MOST)) or hi > 255:
         return f"its weights reach from {lo} to {hi}; netx holds {LEAST} to {MOST}, or 0 to 255 without negative ones"
-    signed = hi >= 0 > lo
-    if signed:
-        room = min(127 / hi if hi else math.inf, -128 / lo)
-    else:
-        room = -256 / lo if lo < 0 else 255 / hi
-    left = math.floor(math.log2(room)) + signed
-    free = next((n for n in range(8, 0, -1) if not (whole % (1 << n)).any()), 0)
-    width = 8 - left - (free - signed)
-    for part in parts:
-        mode = sign_mode_of(part)
-        if left < 0 or not 0 <= width <= 8 + (mode == "mixed"):
-            return f"netx asks for words of {width} bits for its weights of {lo} to {hi}; scale them down"
-        shifted = part * 2.0**left
-        if (wrong := synapse_words(shifted, width, mode) != shifted).any():
-            weight = int(part[wrong][0])
-            got = synapse_words(shifted, width, mode)[wrong][0] / 2**left + 0.0
+    try:
+        words = words_of(whole)
+        kept = [held(part, words) for part in parts]
+    except GraphError as e:
+        return str(e)
+    for part, words_held in zip(parts, kept, strict=True):
+        if (wrong := words_held != part * 2**words.left).any():
+            weight, got = int(part[wrong][0]), words_held[wrong][0] / 2**words.left + 0.0
             return (
                 f"netx would turn its weight {weight} into {got:g}: it shifts weights until one is -256, which Lava "
                 f"cuts to -255 where none is positive; change {int(part.min())} by one"
