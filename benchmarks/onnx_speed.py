@@ -56,9 +56,7 @@ def modules(x: torch.Tensor, seed: int = 0) -> list[tuple[str, nn.Module]]:
         if kind == "dense" and x.ndim == 4:
             found.append(("flatten", nn.Flatten()))
             x = x.flatten(1)
-        layer = (
-            nn.Conv2d(x.shape[1], n, 5, bias=False) if kind == "conv" else nn.Linear(x.shape[1], n, False)
-        )
+        layer = nn.Conv2d(x.shape[1], n, 5, bias=False) if kind == "conv" else nn.Linear(x.shape[1], n, False)
         for _ in range(12):
             z = spikes(layer(x), cell)
             layer.weight.mul_(1.5 if z.mean() < AIM else 0.9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,15 +14,19 @@ from eiexport.console import run, user_errors, wide_console
 from eiexport.errors import ExportError
 
 if TYPE_CHECKING:
+    from eiexport.model import Model
     from eiexport.session import Settings
 
 CHIPS = ("loihi1", "loihi2")
+SHORT = {"exact after lowering": "lowered", "approximate": "ties"}
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 console = wide_console()
 
 EXAMPLES = (
     "Examples: `eiexport runs/backei-digits --target reference --target torch --target lava` · "
     "`eiexport net.nir --input spikes.npy --target lava --dt 1e-4 --integrator euler` · "
+    "`eiexport network.net --input spikes.npy --target loihi --target c` · "
+    "`eiexport net.nir --draw graph.svg --dt 1 --integrator euler` · "
     "`eiexport runs/backei-digits --quantize 8 --target torch --target loihi --target lava` · "
     "`eiexport --list-targets` · `eiexport --compare a.h5 b.h5`. "
     "Exit code 0: every comparison holds; 1: a target differs, failed or is unsupported; 2: the request was refused."
@@ -31,10 +35,15 @@ EXAMPLES = (
 
 @app.command(epilog=EXAMPLES)
 def main_command(
-    model: Annotated[Path | None, typer.Argument(help="A run folder of `eitrain fit`, or a .nir file.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="A run folder of `eitrain fit`, a .nir file, or a .net file of lava-dl.")
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Where to run; may be repeated. See --list-targets.")] = None,
     source: Annotated[
-        Path | None, typer.Option("--input", help="Input of a .nir file: .npy or .h5, (samples, steps, *neurons).")
+        Path | None,
+        typer.Option(
+            "--input", help="Input of a file: .npy or .h5 (samples, steps, *neurons), NIRData, or events (.npz, .npy)."
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many test samples; default 100, or all of --input.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; default RUN/export or MODEL-export.")] = None,
@@ -57,6 +66,9 @@ def main_command(
     budget: Annotated[
         float | None, typer.Option(help="With --quantize: points of accuracy it may cost, else exit code 1.")
     ] = None,
+    message_bits: Annotated[
+        int | None, typer.Option(help="Of a .net file: width of its graded input; else its input are spikes.")
+    ] = None,
     chip: Annotated[str, typer.Option(help="loihi1 or loihi2, for the target loihi.")] = "loihi2",
     strict: Annotated[bool, typer.Option("--strict", help="Target loihi: an overflow is an error.")] = False,
     standard: Annotated[
@@ -77,6 +89,10 @@ def main_command(
     dale: Annotated[
         str, typer.Option(help="Circuits without division: fold into one connection, or keep apart.")
     ] = "fold",
+    drawing: Annotated[
+        Path | None,
+        typer.Option("--draw", help="A picture of the graph; alone, or beside an export.", metavar="F.svg"),
+    ] = None,
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="Node kinds x targets: how exact, held against what.")
     ] = False,
@@ -102,7 +118,8 @@ def main_command(
             lowered = _standard(standard, dtype, recurrence, quantize)
             chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, *lowered)
             settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen, division, dale)
-            code = _export(model, settings, source, samples, out, checkpoint, calibration)
+            given = Given(model, source, samples, checkpoint, calibration, message_bits, drawing)
+            code = _draw(given, settings) if _only_drawn(given, target) else _export(given, settings, out)
     raise typer.Exit(code)
 
 
@@ -142,42 +159,80 @@ def _standard(
     return (dtype or DTYPES[0]) if standard else None, recurrence or RECURRENCES[0]
 
 
-def _export(
-    path: Path,
-    settings: Settings,
-    source: Path | None,
-    samples: int | None,
-    out: Path | None,
-    checkpoint: str,
-    calibration: Path | None,
-) -> int:
-    from eiexport import report
-    from eiexport.console import bar
-    from eiexport.model import open_graph
-    from eiexport.session import GRAPHS, export
+@dataclass(frozen=True)
+class Given:
+    """What is exported, as the user named it."""
 
+    path: Path
+    source: Path | None
+    samples: int | None
+    checkpoint: str
+    calibration: Path | None
+    message_bits: int | None
+    drawing: Path | None
+
+
+def _only_drawn(given: Given, targets: list[str] | None) -> bool:
+    return given.drawing is not None and targets is None and (given.source is None or given.path.is_dir())
+
+
+def _draw(given: Given, settings: Settings) -> int:
+    """The picture alone, of the graph as it is."""
+    from eiexport import graph, model, passes
+    from eiexport.draw import write_svg
+
+    assert given.drawing is not None
+    if given.path.is_dir():
+        from eitrain.export import open_run
+
+        found = open_run(given.path, checkpoint=given.checkpoint, samples=1).graph
+    else:
+        found, _ = model.read(given.path, given.message_bits)
+    clock = (settings.dt, settings.integrator)
+    network = graph.check(passes.insert_delays(found, *clock)[0], *clock)
+    write_svg(network, given.drawing)
+    console.print(f"picture: {given.drawing}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _model(given: Given, settings: Settings) -> Model:
+    from eiexport.model import open_graph
+
+    path = given.path
     if path.is_dir():
         from eitrain.export import open_run
 
-        if source is not None:
-            raise ExportError(f"{path} is a run folder: its input are its test samples, leave --input out")
-        if calibration is not None:
-            raise ExportError(f"{path} is a run folder: it calibrates on its training data, leave --calibration out")
-        count = 100 if samples is None else samples
-        model = open_run(path, checkpoint=checkpoint, samples=count, device=settings.device)
-        folder = out or path / "export"
-    else:
-        if not path.exists():
-            raise ExportError(f"{path}: no such run folder or file")
-        if checkpoint not in ("best", "last"):
-            raise ExportError(f"unknown checkpoint {checkpoint!r}; valid: best, last")
-        if source is None:
-            raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
-        model = open_graph(path, source, samples, calibration)
-        folder = out or path.with_name(f"{path.stem}-export")
-    for given in (p.resolve() for p in (path, source, calibration) if p is not None and p.is_file()):
-        if given.parent == folder.resolve() and given.name in GRAPHS:
-            raise ExportError(f"{given.name} lies in --out {folder} and would be overwritten; choose another --out")
+        for option, value, why in (
+            ("--input", given.source, "its input are its test samples"),
+            ("--calibration", given.calibration, "it calibrates on its training data"),
+            ("--message-bits", given.message_bits, "its graph says them"),
+        ):
+            if value is not None:
+                raise ExportError(f"{path} is a run folder: {why}, leave {option} out")
+        count = 100 if given.samples is None else given.samples
+        return open_run(path, checkpoint=given.checkpoint, samples=count, device=settings.device)
+    if given.checkpoint not in ("best", "last"):
+        raise ExportError(f"unknown checkpoint {given.checkpoint!r}; valid: best, last")
+    if not path.exists():
+        raise ExportError(f"{path}: no such run folder or file")
+    if given.source is None:
+        raise ExportError(f"{path}: a graph alone has no input; give --input F.npy|F.h5 (samples, steps, *neurons)")
+    return open_graph(path, given.source, given.samples, given.calibration, settings.dt, given.message_bits)
+
+
+def _export(given: Given, settings: Settings, out: Path | None) -> int:
+    from eiexport import report
+    from eiexport.console import bar
+    from eiexport.draw import write_svg
+    from eiexport.session import GRAPHS, export
+
+    path = given.path
+    model = _model(given, settings)
+    folder = out or (path / "export" if path.is_dir() else path.with_name(f"{path.stem}-export"))
+    files = (path, given.source, given.calibration)
+    for file in (p.resolve() for p in files if p is not None and p.is_file()):
+        if file.parent == folder.resolve() and file.name in GRAPHS:
+            raise ExportError(f"{file.name} lies in --out {folder} and would be overwritten; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: exists and is no folder; choose another --out")
     with bar() as progress:
@@ -185,6 +240,9 @@ def _export(
     console.print(f"{found.model}: {found.samples} samples, {found.steps} steps", markup=False)
     report.table(found, console)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    if given.drawing is not None:
+        write_svg(found.network, given.drawing)
+        console.print(f"picture: {given.drawing}", markup=False, soft_wrap=True)
     return 0 if found.ok else 1
 
 
@@ -214,18 +272,26 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _list_targets() -> int:
+    """Node kinds by targets; a cell's number leads to the claim below the table."""
     from eiexport.nodes import PREPARE
     from targets import base
 
     targets = {n: base.get(n) for n in base.REGISTRY}
+    claims: dict[str, int] = {}
     table = Table(box=None, pad_edge=False)
     table.add_column("node kind", no_wrap=True)
     for name in targets:
-        table.add_column(name)
-    for kind in PREPARE:
-        if kind not in ("Input", "Output"):
-            table.add_row(kind, *(str(t.claims.get(kind, base.Claim("no"))) for t in targets.values()))
+        table.add_column(name, no_wrap=True)
+    for kind in (k for k in PREPARE if k not in ("Input", "Output")):
+        cells = []
+        for t in targets.values():
+            claim = t.claims.get(kind, base.Claim("no"))
+            word = SHORT.get(claim.exactness, claim.exactness)
+            cells.append(word if word == "no" else f"{word} {claims.setdefault(str(claim), len(claims) + 1)}")
+        table.add_row(kind, *cells)
     console.print(table)
+    for text, number in claims.items():
+        console.print(f"{number}: {text}", markup=False)
     for name, t in targets.items():
         console.print(f"{name}: {(t.__doc__ or '').strip().splitlines()[0]} {t.setup}".rstrip(), markup=False)
     return 0

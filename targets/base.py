@@ -24,6 +24,9 @@ REGISTRY = {
     "lava-dl": "targets.lavadl:LavaDL",
     "loihi": "targets.loihi:Loihi",
     "loihi-file": "targets.loihi.file:LoihiFile",
+    "c": "targets.c:C",
+    "onnx": "targets.onnx:Onnx",
+    "onnx-step": "targets.onnx:OnnxStep",
 }
 
 
