@@ -50,10 +50,10 @@ class Constants:
 
 
 def _narrow(a: np.ndarray) -> np.ndarray:
-    for dtype in (np.int8, np.int16, np.int32):
-        held = a.astype(dtype)
-        if a.size > 16 and (held == a).all():
-            return held
+    if a.size > 16 and np.isfinite(a).all() and (a == np.rint(a)).all():
+        for dtype in (np.int8, np.int16, np.int32):
+            if a.min() >= np.iinfo(dtype).min and a.max() <= np.iinfo(dtype).max:
+                return a.astype(dtype)
     return a
 
 
