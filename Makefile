@@ -17,7 +17,7 @@ setup: .venv/ready
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/eitrain fit --out runs/demo
-	$(BIN)/eiexport runs/demo --target reference --target torch --target lava
+	$(BIN)/eiexport runs/demo --target reference --target torch --target onnx --target lava
 	$(BIN)/eiexport runs/demo --quantize 8 --target torch --target loihi --target lava --out runs/demo/export-int8
 
 lint: setup

@@ -83,12 +83,12 @@ class _Sequence:
             body.unique(name)
         major = self._swapped(network.input, len(network.shapes[network.input]))
         self.timed[network.input] = body.cast(major, form.inside, network.input) if form.whole else major
-        lengths = body.add("Shape", [self.timed[network.input]], "", start=0, end=2)
+        lengths = body.add("Shape", [self.timed[network.input]], "lengths", start=0, end=2)
         self.lengths, self.batch = lengths, body.add("Slice", [lengths, *map(body.ints, ((1,), (2,)))], "batch")
         for component in network.order:
             if component[0] in network.cycles:
                 self._cycle(component)
-            elif component[0] != network.input:
+            elif component[0] not in (network.input, *network.outputs):
                 self._node(component[0])
         _deliver(body, {n: self._swapped(self._timed(n), len(shape)) for n, shape in sent.items()}, form)
         inputs = {network.input: (BATCH, TIME, *network.shapes[network.input])}
