@@ -118,6 +118,8 @@ def main_command(
             lowered = _standard(standard, dtype, recurrence, quantize)
             chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, *lowered)
             settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen, division, dale)
+            if drawing is not None and drawing.suffix != ".svg":
+                raise ExportError(f"--draw {drawing}: the picture is an SVG file; give F.svg")
             given = Given(model, source, samples, checkpoint, calibration, message_bits, drawing)
             code = _draw(given, settings) if _only_drawn(given, target) else _export(given, settings, out)
     raise typer.Exit(code)
@@ -190,7 +192,7 @@ def _draw(given: Given, settings: Settings) -> int:
         found, _ = model.read(given.path, given.message_bits)
     clock = (settings.dt, settings.integrator)
     network = graph.check(passes.insert_delays(found, *clock)[0], *clock)
-    write_svg(network, given.drawing)
+    write_svg(network, given.drawing, given.path.name)
     console.print(f"picture: {given.drawing}", markup=False, soft_wrap=True)
     return 0
 
@@ -241,7 +243,7 @@ def _export(given: Given, settings: Settings, out: Path | None) -> int:
     report.table(found, console)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
     if given.drawing is not None:
-        write_svg(found.network, given.drawing)
+        write_svg(found.network, given.drawing, found.model)
         console.print(f"picture: {given.drawing}", markup=False, soft_wrap=True)
     return 0 if found.ok else 1
 

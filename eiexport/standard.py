@@ -45,8 +45,9 @@ def to_standard_nir(
     neuron fires above its threshold; where `v >= threshold` is meant, the threshold stands one number of dtype lower.
     With reset "subtract" it becomes a cycle, see `_soft`: the same sums in another order, so it is equal up to
     rounding, and to the bit while all of them fit dtype. recurrence: "explicit" writes the Delay of that cycle;
-    "implicit" leaves it out, for readers that put one step into a cycle without one, and the graph runs here only
-    behind `passes.insert_delays`. Delays that the graph has stay.
+    "implicit" leaves it out, for readers that put one step into a cycle without one, and with it every Delay of one
+    step that such readers put back in its place (`drop_delays`); the graph runs here only behind
+    `passes.insert_delays`.
     EIMaxPool2d of spikes becomes SumPool2d and Threshold(0.5). Stock nodes stay as they are.
     The metadata's `exact_for` says dtype where another dtype would not do, else "any"; `provenance` says the dtype
     (standard_nir), the recurrence, and which neurons are equal up to rounding only (up_to_rounding). dt, integrator:
@@ -81,15 +82,47 @@ def to_standard_nir(
         except GraphError as e:
             raise GraphError(f"node {name!r} ({kind}) {e}; --standard-nir lowers {LOWERED}") from None
     provenance = {"tool": "eiexport", **_provenance(graph), "standard_nir": dtype}
-    provenance["recurrence"] = recurrence if soft else EXPLICIT
     provenance |= {"up_to_rounding": ", ".join(soft)} if soft else {}
-    result = nir.NIRGraph(found, edges, metadata=dict(graph.metadata), type_check=False)
-    clock = network.clock
+    result, clock = nir.NIRGraph(found, edges, metadata=dict(graph.metadata), type_check=False), network.clock
+    left = recurrence == IMPLICIT and bool(soft)
+    if recurrence == IMPLICIT:
+        result, dropped = drop_delays(result, network)
+        left = left or bool(dropped)
+    provenance["recurrence"] = IMPLICIT if left else EXPLICIT
     result = graphs.stamp(
         result, dt=clock.dt, integrator=clock.integrator, dtype=dtype, exact_for=made_for, **provenance
     )
     graphs.check(insert_delays(result)[0])
     return result
+
+
+def drop_delays(graph: nir.NIRGraph, network: Network) -> tuple[nir.NIRGraph, list[str]]:
+    """Without the delays of one step that `insert_delays` puts back on the same edges, and their names.
+
+    network: the graph before it was lowered, which has the same Delay nodes.
+    """
+    delays = [n for n in sorted(network.cycles) if isinstance(graph.nodes.get(n), nir.Delay)]
+    one = [n for n in delays if (s := network.steps[n]).shortest == s.longest == 1]  # type: ignore[attr-defined]
+    closed, dropped = _closed(graph, network.clock), list[str]()
+    for name in one:
+        came, went = ([a for a, b in graph.edges if b == name], [b for a, b in graph.edges if a == name])
+        through = {(a, b) for a in came for b in went}
+        if name in came or through & set(graph.edges):
+            continue  # a loop of its own, or a second edge between two nodes
+        kept = {n: node for n, node in graph.nodes.items() if n != name}
+        edges = [*(e for e in graph.edges if name not in e), *sorted(through)]
+        bare = nir.NIRGraph(kept, edges, metadata=dict(graph.metadata), type_check=False)
+        if _closed(bare, network.clock) == closed | through:
+            graph, closed = bare, closed | through
+            dropped.append(name)
+    return graph, dropped
+
+
+def _closed(graph: nir.NIRGraph, clock: Clock) -> set[tuple[str, str]]:
+    """The edges that `insert_delays` puts a delay on."""
+    edges = insert_delays(graph, clock.dt, clock.integrator)[0].edges
+    added = {b for _, b in edges} - graph.nodes.keys()
+    return {(a, b) for n in added for a, at in edges for by, b in edges if at == n == by}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +172,8 @@ def stands_for(network: Network, lowered: Network, name: str) -> Iterator[str]:
 def _cycles(before: nir.NIRGraph, after: nir.NIRGraph) -> list[str]:
     """The neurons that became a cycle: as a neuron's output, a Threshold is nothing else."""
     others = (nir.Threshold, EIMaxPool2d)
-    return [n for n, a in before.nodes.items() if type(after.nodes[n]) is nir.Threshold and not isinstance(a, others)]
+    found = {n: type(after.nodes.get(n)) for n in before.nodes}
+    return [n for n, a in before.nodes.items() if found[n] is nir.Threshold and not isinstance(a, others)]
 
 
 def delays_written(graph: nir.NIRGraph) -> nir.NIRGraph:
@@ -156,7 +190,7 @@ def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path, recurrence: s
     became = [
         f"{n!r} {type(node).__name__} as {type(after.nodes[n]).__name__}"
         for n, node in before.nodes.items()
-        if type(after.nodes[n]) is not type(node)
+        if n in after.nodes and type(after.nodes[n]) is not type(node)
     ]
     became += [f"{n!r} {type(node).__name__} added" for n, node in after.nodes.items() if n not in before.nodes]
     what = ", ".join(became) or "as the graph did before"
@@ -171,10 +205,13 @@ def remarks(before: nir.NIRGraph, after: nir.NIRGraph, path: Path, recurrence: s
             "while all sums fit the dtype)"
         )
     if recurrence == IMPLICIT:
+        left = sorted(n for n in before.nodes if n not in after.nodes)
+        which = f" ({', '.join(map(repr, left))})" if left else ""
         told.append(
-            f"{path.name} leaves the one-step delay of these cycles to its readers; the targets here get it as a node"
-            if soft
-            else "no soft reset was lowered, so --recurrence implicit left nothing out: Delays that the graph has stay"
+            f"{path.name} leaves the one-step delay of these cycles to its readers{which}; the targets here get it as "
+            "a node"
+            if soft or left
+            else "--recurrence implicit left nothing out: no cycle has a one-step Delay that readers would put back"
         )
     try:
         nir.read(path)

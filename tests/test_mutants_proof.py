@@ -205,7 +205,7 @@ MUTANTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "delay written unasked": (STANDARD, "if how == EXPLICIT:", "if True:"),
         "delay never written": (STANDARD, "if how == EXPLICIT:", "if False:"),
-        "recurrence not said": (STANDARD, "= recurrence if soft else EXPLICIT", "= EXPLICIT"),
+        "recurrence not said": (STANDARD, "= IMPLICIT if left else EXPLICIT", "= EXPLICIT"),
         "a cycle in the neuron's own bounds": (SESSION, "meant = standard.as_run(meant, self.lowered)", "pass"),
         "a cycle's bounds without its spikes": (STANDARD, "ops.mul(state[1], self.back)", "ops.mul(state[1], 0.0)"),
         "lower threshold dropped": (STANDARD, "if step.lower is not None:", "if False:"),
