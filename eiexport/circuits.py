@@ -340,8 +340,6 @@ def _written(node: Any) -> dict[str, Any]:
 
 
 def _read(cls: Any, kwargs: dict[str, Any], part: Callable[[dict[str, Any]], Any]) -> Any:
-    if missing := [k for k in PARTS if k not in kwargs]:
-        raise GraphError(f"has no {missing[0]}; write it again")
     return cls(**{k: part(v) if k in PARTS else v for k, v in kwargs.items() if k != "type"})
 
 
@@ -435,7 +433,7 @@ def _circuit(node: EICircuit, clock: Clock) -> Circuit:
         if node.denominator is None:
             raise GraphError("form 'frozen' needs denominator")
         denominator = _over(None, parameter(node, "denominator", positive=True), "denominator", parts["excite"])
-        numbers["gain_e"] = numbers["gain_e"] / denominator
+        numbers["gain_e"] = np.asarray(numbers["gain_e"] / denominator)
     if form in DIVIDING and zero == "constant":
         numbers["epsilon"] = parameter(node, "epsilon", positive=True)
         if numbers["epsilon"].size != 1 or numbers["epsilon"] < SMALLEST:

@@ -18,7 +18,7 @@ from eiexport.connections import Conv, Dense
 from eiexport.errors import GraphError
 from eiexport.neurons import COMPARES, Fire, GatedFire, unless
 from eiexport.ops import Array, Ints, Ops, Window
-from eiexport.steps import Clock, State, Step, linear_alphabet, text, uniform, whole_numbers
+from eiexport.steps import Clock, State, Step, complete, linear_alphabet, text, uniform, whole_numbers
 
 REGISTER = 24  # bits of u and v, sign included
 ALIGN = 6  # input and threshold are shifted left by this much against the registers
@@ -350,7 +350,7 @@ def part(d: dict[str, Any]) -> nir.ir.NIRNode:
     kind = text(d.get("type"))
     if kind not in EXTENSIONS:
         raise GraphError(f"holds a {kind!r}; a part is one of {', '.join(EXTENSIONS)}")
-    return EXTENSIONS[kind].from_dict({**d, "type": kind})
+    return complete(EXTENSIONS[kind], d).from_dict({**d, "type": kind})
 
 
 # --- node -> step

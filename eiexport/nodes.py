@@ -12,7 +12,7 @@ import numpy as np
 from eiexport import circuits, connections, integers, neurons
 from eiexport.errors import GraphError
 from eiexport.ops import Ints
-from eiexport.steps import Clock, Step, parameter, text, uniform
+from eiexport.steps import Clock, Step, complete, parameter, text, uniform
 
 CONNECTIONS = ("Affine", "Linear", "Conv1d", "Conv2d")
 
@@ -124,7 +124,7 @@ def from_dict(d: dict[str, Any]) -> nir.ir.NIRNode:
         schema = int(d.get("schema", 1))
         if schema != 1:
             raise GraphError(f"{kind} has schema {schema}; this version reads schema 1: update eiexport")
-        return EXTENSIONS[kind].from_dict({**d, "type": kind})
+        return complete(EXTENSIONS[kind], d).from_dict({**d, "type": kind})
     if kind not in PREPARE:
         raise GraphError(f"unknown node kind {kind!r}; known: {', '.join(sorted(PREPARE))}")
     return nir.dict2NIRNode({k: v for k, v in d.items() if not (k == "metadata" and not v)})

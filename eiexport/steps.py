@@ -141,6 +141,17 @@ def text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def complete(kind: type[Any], found: dict[str, Any]) -> Any:
+    """The node class; raises GraphError where a file leaves out a field that is always written.
+
+    A default in its place would be another network. Fields that may be absent have the default None.
+    """
+    wanted = (f for f in fields(kind) if f.init and f.default is not None and f.name not in ("metadata", "schema"))
+    if missing := [f.name for f in wanted if f.name not in found]:
+        raise GraphError(f"{kind.__name__} has no {missing[0]}; write it again")
+    return kind
+
+
 def uniform(a: np.ndarray) -> np.ndarray:
     """One number where all entries agree; else the array."""
     return np.asarray(a.flat[0]) if a.size and (a == a.flat[0]).all() else a

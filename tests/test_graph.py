@@ -17,6 +17,7 @@ from cases import CASES, MAP, Case, Numbers, chain, connected, integrate
 from eiexport import graph as graphs
 from eiexport.errors import GraphError
 from eiexport.graph import check, read, show, stamp, write
+from eiexport.integers import IntCubaLIF, IntDense
 from eiexport.nodes import EXTENSIONS, EIGatedLIF, lif
 from targets import base
 
@@ -377,3 +378,19 @@ def test_unknown_kinds_schemas_and_names(tmp_path: Path) -> None:
         with pytest.raises(GraphError, match="name"):
             write(nir.NIRGraph(nodes, list(g.edges), type_check=False), tmp_path / "named.nir")
     assert not (tmp_path / "named.nir").exists()
+
+
+@pytest.mark.parametrize("node,field", [("cell", "compare"), ("gated", "neuron"), ("dense", "bits"), ("cuba", "reset")])
+def test_field_that_is_missing_is_no_default(node: str, field: str, tmp_path: Path) -> None:
+    """A file that lost a field would be another network, and run."""
+    gated = EIGatedLIF(lif((2,), decay=0.5, threshold=1.0))
+    whole = IntCubaLIF(np.ones(2), *(np.array(v) for v in (4095, 0, 0, 0)))
+    parts = {"cell": lif((2,), decay=0.5, threshold=1.0), "gated": gated, "cuba": whole}
+    parts["dense"] = IntDense(np.eye(2), np.zeros(2))
+    found = chain((2,), parts[node])
+    found.nodes["out"] = nir.Output(np.array([2]))
+    write(found, tmp_path / "g.nir")
+    with h5py.File(tmp_path / "g.nir", "a") as file:
+        del file[f"node/nodes/n0/{field}"]
+    with pytest.raises(GraphError, match=f"'n0'.* has no {field}; write it again"):
+        read(tmp_path / "g.nir")
