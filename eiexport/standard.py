@@ -12,7 +12,7 @@ import numpy as np
 
 from eiexport import graph as graphs
 from eiexport.circuits import Circuit, IntCircuitStep
-from eiexport.connections import MaxPool
+from eiexport.connections import Conv, Dense, Flatten, MaxPool, Pool, Scale
 from eiexport.errors import GraphError
 from eiexport.graph import ANY, Network
 from eiexport.neurons import GatedFire, Leaky, LeakyFire
@@ -97,9 +97,10 @@ def to_standard_nir(
 
 
 def drop_delays(graph: nir.NIRGraph, network: Network) -> tuple[nir.NIRGraph, list[str]]:
-    """Without the delays of one step that `insert_delays` puts back on the same edges, and their names.
+    """Without the delays of one step that `insert_delays` puts back, and their names.
 
-    network: the graph before it was lowered, which has the same Delay nodes.
+    It must put them on the same edges, or behind what keeps zeros and sums (a matrix without bias, a pool): a delay
+    may stand on either side of that. network: the graph before it was lowered, which has the same Delay nodes.
     """
     delays = [n for n in sorted(network.cycles) if isinstance(graph.nodes.get(n), nir.Delay)]
     one = [n for n in delays if (s := network.steps[n]).shortest == s.longest == 1]  # type: ignore[attr-defined]
@@ -112,10 +113,27 @@ def drop_delays(graph: nir.NIRGraph, network: Network) -> tuple[nir.NIRGraph, li
         kept = {n: node for n, node in graph.nodes.items() if n != name}
         edges = [*(e for e in graph.edges if name not in e), *sorted(through)]
         bare = nir.NIRGraph(kept, edges, metadata=dict(graph.metadata), type_check=False)
-        if _closed(bare, network.clock) == closed | through:
-            graph, closed = bare, closed | through
+        found = _closed(bare, network.clock)
+        if any(found == closed | moved for moved in _moved_on(through, bare, network)):
+            graph, closed = bare, found
             dropped.append(name)
     return graph, dropped
+
+
+def _moved_on(delayed: set[tuple[str, str]], graph: nir.NIRGraph, network: Network) -> Iterator[set[tuple[str, str]]]:
+    """The edges that delays may stand on in place of these."""
+    while delayed:
+        yield delayed
+        passed = {b for _, b in delayed}
+        alone = all({e for e in graph.edges if e[1] == b} <= delayed for b in passed)
+        if not (alone and all(_homogeneous(network.steps.get(b)) for b in passed)):
+            return
+        delayed = {(a, b) for a, b in graph.edges if a in passed}
+
+
+def _homogeneous(step: Step | None) -> bool:
+    """True for what is linear and gives zeros for zeros."""
+    return isinstance(step, Scale | Pool | Flatten) or (isinstance(step, Dense | Conv) and step.bias is None)
 
 
 def _closed(graph: nir.NIRGraph, clock: Clock) -> set[tuple[str, str]]:

@@ -259,11 +259,32 @@ def looped(steps: Any, *, branch: bool = False, into: str = "sum") -> nir.NIRGra
     return connected(nodes, edges, (2,))
 
 
+def assert_put_back(graph: nir.NIRGraph, node: str) -> None:
+    """Left out by name, and behind `insert_delays` the same network to the step."""
+    bare = to_standard_nir(graph, recurrence="implicit")
+    assert node not in bare.nodes and bare.metadata["eiexport"]["provenance"]["recurrence"] == "implicit"
+    x = np.random.default_rng(5).integers(-2, 5, (3, 12, 2)) / 2
+    before, after = (spikes(g, x, "reference") for g in (graph, insert_delays(bare)[0]))
+    assert before["cell"].any() and not before["cell"].all()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_a_delay_before_a_matrix_is_the_same_behind_it() -> None:
+    """Readers delay the way into the cycle's entry; the graph's Delay stands before `back`, which has no bias."""
+    assert_put_back(looped([1.0, 1.0], into="cell"), "late")
+    graph = looped([1.0, 1.0], into="cell")
+    graph.nodes["back"] = nir.Affine(np.array([[0.0, 1.0], [-1.0, 0.5]]), np.array([0.5, 0.0]))
+    assert "late" in to_standard_nir(graph, recurrence="implicit").nodes  # the bias would come a step later
+
+
 @pytest.mark.parametrize("steps", [[1.0, 1.0], [2.0, 2.0], [1.0, 2.0]])
 @pytest.mark.parametrize("branch", [False, True])
-def test_a_delay_is_left_to_readers_only_where_they_put_it_back_on_the_same_edge(steps: Any, branch: bool) -> None:
-    """Readers delay the way back into the cycle's entry, `sum`; the graph's own Delay stands before `back`."""
+def test_a_delay_is_left_to_readers_only_where_they_put_it_back(steps: Any, branch: bool) -> None:
     for graph in (looped(steps, branch=branch), looped(steps, branch=branch, into="cell")):
+        if steps == [1.0, 1.0] and not branch:
+            assert_put_back(graph, "late")
+            continue
         bare = to_standard_nir(graph, recurrence="implicit")
         assert "late" in bare.nodes  # nothing else is the same network to the step
         assert bare.metadata["eiexport"]["provenance"]["recurrence"] == "explicit"

@@ -46,7 +46,7 @@ class Probe:
                 size = network.input_shape(name)[1:]
                 node.input_shape = size if len(size) > 1 else size[0]
         raw.nodes["out"] = nir.Output(np.array(network.shapes["out"]))
-        if network.cycles and self.recurrence == "implicit":
+        if insert_delays(raw)[1] and self.recurrence == "implicit":
             return raw  # stock nodes that another tool wrote like this
         return to_standard_nir(raw, "float32", recurrence=self.recurrence)
 
@@ -276,9 +276,9 @@ PROBES = (
     Probe(
         "LIF, implicit",
         R,
-        "a matrix back, no Delay",
-        lambda c: recurrent(c, unit_r),
-        edges=RECURRENT,
+        "the same, the Delay left to the reader",
+        lambda c: recurrent(c, unit_r, delay=True),
+        edges=DELAYED,
         recurrence="implicit",
     ),
     Probe(
