@@ -215,6 +215,21 @@ def judge_whole(results: dict[str, NodeResult]) -> str:
     return "equal" if entries and not wrong else "differs"
 
 
+def drifts(network: Network, name: str) -> bool:
+    """True behind a neuron that sends its membrane: spikes there may differ between two runs of the graph, untied.
+
+    A run is checked from the real values that it sent itself, and these agree between runs up to rounding only.
+    """
+    waiting, seen = list(network.sources[name]), {name}
+    while waiting:
+        source = waiting.pop()
+        if network.steps[source].neuron and network.alphabets[source].kind == "real":
+            return True
+        waiting += [s for s in network.sources[source] if s not in seen]
+        seen.add(source)
+    return False
+
+
 def _each(x: Bounded, f: Callable[[np.ndarray], np.ndarray]) -> Bounded:
     return Bounded(f(x.x), f(x.e), x.k, None if x.m is None else f(x.m))
 

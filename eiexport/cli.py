@@ -104,6 +104,8 @@ def main_command(
     with user_errors("eiexport"):
         if sum((list_targets, compare is not None, model is not None)) > 1:
             raise ExportError("give one of MODEL, --list-targets and --compare")
+        if drawing is not None and model is None:
+            raise ExportError("--draw needs a MODEL to draw")
         if list_targets:
             code = _list_targets()
         elif compare is not None:
@@ -118,10 +120,17 @@ def main_command(
             lowered = _standard(standard, dtype, recurrence, quantize)
             chosen = (dt, integrator, device, quantize, channels, calibrate, budget, chip, strict, *lowered)
             settings = Settings(tuple(target or ["reference"]), out or Path(), *chosen, division, dale)
-            if drawing is not None and drawing.suffix != ".svg":
-                raise ExportError(f"--draw {drawing}: the picture is an SVG file; give F.svg")
             given = Given(model, source, samples, checkpoint, calibration, message_bits, drawing)
-            code = _draw(given, settings) if _only_drawn(given, target) else _export(given, settings, out)
+            alone = drawing is not None and target is None and source is None
+            if drawing is not None:
+                _verify_drawing(given, drawing)
+            if alone:
+                made = {"--quantize": quantize, "--divide": division, "--out": out, "--calibration": calibration}
+                if named := [k for k, v in made.items() if v is not None] + ["--standard-nir"] * standard:
+                    raise ExportError(
+                        f"--draw alone shows the graph as it is: leave {named[0]} out, or name a --target"
+                    )
+            code = _draw(given, settings) if alone else _export(given, settings, out)
     raise typer.Exit(code)
 
 
@@ -174,8 +183,12 @@ class Given:
     drawing: Path | None
 
 
-def _only_drawn(given: Given, targets: list[str] | None) -> bool:
-    return given.drawing is not None and targets is None and (given.source is None or given.path.is_dir())
+def _verify_drawing(given: Given, drawing: Path) -> None:
+    if drawing.suffix != ".svg" or drawing.is_dir():
+        raise ExportError(f"--draw {drawing}: the picture is an SVG file; give F.svg")
+    files = (p for p in (given.path, given.source, given.calibration) if p is not None)
+    if drawing.resolve() in {p.resolve() for p in files}:
+        raise ExportError(f"--draw {drawing} would overwrite a file that is read; choose another name")
 
 
 def _draw(given: Given, settings: Settings) -> int:
@@ -187,6 +200,10 @@ def _draw(given: Given, settings: Settings) -> int:
     if given.path.is_dir():
         from eitrain.export import open_run
 
+        if given.message_bits is not None:
+            raise ExportError(
+                f"{given.path} is a run folder: its graph says its message bits, leave --message-bits out"
+            )
         found = open_run(given.path, checkpoint=given.checkpoint, samples=1).graph
     else:
         found, _ = model.read(given.path, given.message_bits)
@@ -226,17 +243,19 @@ def _export(given: Given, settings: Settings, out: Path | None) -> int:
     from eiexport import report
     from eiexport.console import bar
     from eiexport.draw import write_svg
-    from eiexport.session import GRAPHS, export
+    from eiexport.session import export, made_files
 
     path = given.path
     model = _model(given, settings)
     folder = out or (path / "export" if path.is_dir() else path.with_name(f"{path.stem}-export"))
-    files = (path, given.source, given.calibration)
-    for file in (p.resolve() for p in files if p is not None and p.is_file()):
-        if file.parent == folder.resolve() and file.name in GRAPHS:
+    ours = {file.resolve() for file in made_files(folder)}
+    for file in (p for p in (path, given.source, given.calibration) if p is not None and p.is_file()):
+        if file.resolve() in ours:
             raise ExportError(f"{file.name} lies in --out {folder} and would be overwritten; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"{folder}: exists and is no folder; choose another --out")
+    if given.drawing is not None:
+        given.drawing.parent.mkdir(parents=True, exist_ok=True)  # before the work, not behind it
     with bar() as progress:
         found = export(model, replace(settings, out=folder), progress)
     console.print(f"{found.model}: {found.samples} samples, {found.steps} steps", markup=False)

@@ -288,7 +288,8 @@ def _beside(name: str, edges: Edges) -> tuple[list[str], list[str]]:
 
 def _unit(port: nir.ir.NIRNode) -> nir.Scale:
     shape = shapes.declared(port)
-    return nir.Scale(np.ones(() if shape is None or min(shape, default=1) < 1 else shape))
+    # one number fits any shape; as an array, since NIR cannot write one without axes
+    return nir.Scale(np.ones(1 if shape is None or min(shape, default=1) < 1 else shape))
 
 
 # --- time

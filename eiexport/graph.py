@@ -12,6 +12,7 @@ import nir
 import numpy as np
 
 from eiexport import foreign, hdf5, nodes
+from eiexport import shapes as declared_shapes
 from eiexport.alphabet import REAL, Alphabet
 from eiexport.errors import GraphError
 from eiexport.files import writing
@@ -90,11 +91,21 @@ def load(path: str | Path) -> tuple[nir.NIRGraph, tuple[str, ...]]:
         except hdf5.DAMAGE as e:
             raise GraphError(f"{path}: {hdf5.damage(e)}") from None
     try:
+        _writable(d)
         return foreign.adopt(d)
     except GraphError as e:
         raise GraphError(f"{path}: {' '.join(str(e).split())}") from None
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, IndexError, RecursionError) as e:
         raise GraphError(f"{path}: not a NIR graph ({type(e).__name__}: {_line(e)}); write it again") from None
+
+
+def _writable(fields: dict[str, Any], where: str = "") -> None:
+    """NIR writes whatever is called `metadata` as a group, at any depth; at the top, what is none is left out."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _writable(value, f"{where}{name}/")
+        elif name == "metadata" and where:
+            raise GraphError(f"{where}metadata is no group, and NIR could not write it: rename it")
 
 
 def write(graph: nir.NIRGraph, path: str | Path) -> None:
@@ -208,14 +219,14 @@ def show(network: Network) -> str:
             came = f" <- {', '.join(network.sources[name])}" if network.sources[name] else ""
             shape = "x".join(map(str, network.shapes[name]))
             text = f"{mark}{name}: {type(node).__name__} {shape} {network.alphabets[name]}{came}"
-            lines.append(text + "".join(f" {k}={v}" for k, v in _details(network.steps[name])))
+            lines.append(text + "".join(f" {k}={v}" for k, v in details(network.steps[name])))
     return "\n".join(lines)
 
 
-def _details(step: Step) -> Iterator[tuple[str, str]]:
+def details(step: Step) -> Iterator[tuple[str, str]]:
     for key, value in vars(step).items():
         if isinstance(value, Step):
-            inner = " ".join(f"{k}={v}" for k, v in _details(value))
+            inner = " ".join(f"{k}={v}" for k, v in details(value))
             yield key, f"{type(value).__name__}({inner})"
         elif isinstance(value, np.ndarray):
             yield key, f"{value:g}" if value.ndim == 0 else f"array{list(value.shape)}"
@@ -369,7 +380,7 @@ def _infer(
                     )
     for name, node in graph.nodes.items():
         if isinstance(node, nir.Output) and node.output_type.get("output") is not None:
-            declared = tuple(int(v) for v in np.atleast_1d(node.output_type["output"]))
+            declared = _declared(node, name)
             if declared != shapes[name]:
                 raise GraphError(f"Output {name!r} declares {declared}, but {sources[name][0]!r} gives {shapes[name]}")
     return shapes, alphabets
@@ -383,11 +394,17 @@ def _total(alphabets: dict[str, Alphabet], sources: tuple[str, ...]) -> Alphabet
     return total
 
 
+def _declared(node: nir.ir.NIRNode, name: str) -> Ints | None:
+    try:
+        return declared_shapes.declared(node)
+    except GraphError as e:
+        raise GraphError(f"{type(node).__name__} {name!r}: {e}") from None
+
+
 def _input_shape(graph: nir.NIRGraph, name: str) -> Ints:
-    value = graph.nodes[name].input_type.get("input")
-    if value is None:
+    shape = _declared(graph.nodes[name], name)
+    if shape is None:
         raise GraphError(f"Input {name!r} does not say its shape")
-    shape = tuple(int(v) for v in np.atleast_1d(np.asarray(value)))
     if any(n < 1 for n in shape):
         raise GraphError(f"Input {name!r} has shape {shape}; every axis needs at least one entry")
     return shape

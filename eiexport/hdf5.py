@@ -17,10 +17,11 @@ DEPTH = 64  # groups inside groups
 OBJECTS = 100_000  # groups and datasets of one file
 UNWRITTEN = 64 << 20  # bytes that a dataset may always declare: parts that nobody wrote are zeros
 DEFLATE = 1100  # beyond them it may not declare more than this of what it holds: deflate ends at 1032
-PRESSED = 100  # nor may a file that is read as a whole: zeros by the gigabyte are no weights
+PRESSED = 100  # nor what is large, in a file that is read as a whole: zeros by the gigabyte are no weights
+LARGE = 1 << 28  # bytes
 WHOLE = 1 << 30  # bytes that a file may declare which is read as a whole
-DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError, OverflowError)
-DAMAGE += (RecursionError, IndexError, NotImplementedError)  # h5py tells damage in all of these ways
+# h5py tells damage in all of these ways; RuntimeError includes RecursionError and NotImplementedError
+DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, MemoryError, ArithmeticError)
 
 
 def opened(path: Path, error: type[ExportError], most: int | None = None) -> h5py.File:
@@ -78,7 +79,7 @@ def _walk(file: h5py.File, most: int | None) -> None:
                 raise _RefusedError(f"holds more than {OBJECTS} groups and datasets")
             item = group[key]
             if isinstance(item, h5py.Dataset):
-                declared += _declared(item, where, DEFLATE if most is None else PRESSED)
+                declared += _declared(item, where, most is not None)
                 if most is not None and declared > most:
                     raise _RefusedError(f"{where!r} takes it beyond {most:,} bytes of numbers, too many to read")
             elif isinstance(item, h5py.Group):
@@ -95,12 +96,12 @@ def _address(group: h5py.Group) -> tuple[int, int]:
     return about.fileno, about.addr
 
 
-def _declared(item: h5py.Dataset, where: str, ratio: int) -> int:
+def _declared(item: h5py.Dataset, where: str, whole: bool) -> int:
     """Bytes that a dataset declares; refused where its numbers are elsewhere or were never written."""
     if item.is_virtual or item.external:
         raise _RefusedError(f"{where!r} keeps its numbers in other files; a model is one file")
     size = int(item.size or 0) * item.dtype.itemsize
     stored = item.id.get_storage_size()
-    if size > UNWRITTEN + ratio * stored:
-        raise _RefusedError(f"{where!r} declares {size:,} bytes and holds {stored:,}")
+    if size > UNWRITTEN + (PRESSED if whole and size > LARGE else DEFLATE) * stored:
+        raise _RefusedError(f"{where!r} declares {size:,} bytes and holds {stored:,} (if that is meant, uncompressed)")
     return size

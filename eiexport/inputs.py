@@ -7,7 +7,9 @@ Nothing is dropped: an event that has no place on the grid or in the input is re
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from eiexport.ops import Ints
 from eiexport.trace import Stored, TraceFile
 
 OFF_GRID = 1e-6  # of a step, beside the rounding of the file's own dtype
+UNSURE = 0.01  # of a step: where times are rounded by more, they do not say their step
+FLOAT32 = 2.0**-24  # what float32 rounds at most, of the number: many a dt was stored so
 MOST = 1 << 28  # values that one sample of events may become
 FORMS = "F.npy or F.h5 (samples, steps, *neurons), or events as F.npz with x, y, t, p"
 
@@ -107,7 +111,9 @@ class Events:
 
     def told(self) -> str:
         """How many events share a place, in words."""
-        places = np.unique(np.stack([self.sample, self.step, self.neuron]), axis=1).shape[1]
+        place = (self.sample * self.size[1] + self.step) * math.prod(self.neurons) + self.neuron
+        place.sort()
+        places = int(np.count_nonzero(np.diff(place))) + 1 if len(place) else 0
         more = (
             f", {len(self.step) - places} of them where another one is: these add up" if places < len(self.step) else ""
         )
@@ -121,8 +127,9 @@ def load(source: Path, wanted: Wanted = Wanted()) -> tuple[Input, tuple[str, ...
     """(input, notes) of a file; raises ExportError in one line.
 
     .npy: (sample, time, *neuron), or one recording as an array with fields x, y, t, p. .npz: one recording as arrays
-    x, y, t, p, and where needed `shape` (channels, height, width) and `dt` (seconds a step). .h5: a trace or NIRData.
-    Times of a recording are microseconds if whole numbers, else seconds, from the sample's start; step k holds
+    x, y, t, p, and where needed `shape` (channels, height, width) for an Input in a row and `dt` (seconds a step) for
+    a graph that says none or counts steps (dt = 1); neither may contradict the graph. .h5: a trace or NIRData. Times of
+    a recording are microseconds if whole numbers, else seconds, from the sample's start; step k holds
     [k dt, (k + 1) dt). Times of NIRData are those of the graph and must lie on its grid.
     """
     if not source.is_file():
@@ -138,7 +145,7 @@ def load(source: Path, wanted: Wanted = Wanted()) -> tuple[Input, tuple[str, ...
                 raise ExportError(f"{source}: holds {found.dtype}, not numbers; events are records of x, y, t, p")
             parts = found.dtype.names if isinstance(found, np.ndarray) else found.files
             fields = {str(n): np.asarray(found[n]) for n in parts or ()}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as e:
+        except (*hdf5.DAMAGE, EOFError, SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile) as e:
             raise ExportError(f"{source}: not a readable {source.suffix} file ({_line(e)})") from None
         return _recording(source, fields, wanted)
     if source.suffix.startswith(".aedat") or source.suffix == ".bin":
@@ -170,55 +177,110 @@ def _recording(source: Path, fields: Mapping[str, np.ndarray], wanted: Wanted) -
         raise ExportError(
             f"{source}: the graph's Input does not say its shape, so events have no place in it; write it"
         )
-    step = _binned(source, columns["t"], _step_of(source, fields, wanted))
+    dt, said = _step_of(source, fields, wanted)
+    step = _binned(source, columns["t"], dt, math.prod(wanted.shape))
     neuron, notes = _places(source, columns, _sensor(source, fields, wanted.shape))
-    steps = _bounded(source, int(step.max()) + 1, math.prod(wanted.shape))
     first = np.zeros(len(step), np.int64)
-    found = Events((1, steps), wanted.shape, first, step, neuron, np.ones(len(step), np.float32))
+    size = (1, int(step.max()) + 1)
+    found = Events(size, wanted.shape, first, step, neuron, np.ones(len(step), np.float32))
     unit = "microseconds" if columns["t"].dtype.kind != "f" else "seconds"
     return found, (
-        f"{source.name}: {found.told()}; times are {unit} from the start",
+        f"{source.name}: {found.told()}; times are {unit} from the start{said}",
         *(f"{source.name}: {n}" for n in notes),
     )
 
 
-def _step_of(source: Path, fields: Mapping[str, np.ndarray], wanted: Wanted) -> float:
-    """Seconds a step: the recording's own `dt`, else the graph's."""
-    if "dt" in fields:
-        if fields["dt"].size != 1 or fields["dt"].dtype.kind not in "iuf" or not 0 < float(fields["dt"]) < math.inf:
-            raise ExportError(f"{source}: `dt` must be one positive number, the seconds of a step")
-        return float(fields["dt"])
-    if wanted.dt is None:
-        raise ExportError(
-            f"{source}: events have to be put on a grid, and the graph does not say its dt: give --dt SECONDS"
-        )
-    if wanted.dt == 1:
+def _step_of(source: Path, fields: Mapping[str, np.ndarray], wanted: Wanted) -> tuple[float, str]:
+    """Seconds a step, and where from in words: the graph's, or the recording's `dt` where the graph has no seconds."""
+    own = fields.get("dt")
+    if own is not None and (own.size != 1 or own.dtype.kind not in "iuf" or not 0 < float(own.item()) < math.inf):
+        raise ExportError(f"{source}: `dt` must be one positive number, the seconds of a step")
+    told = None if own is None else float(own.item())
+    if told is not None and wanted.dt in (None, 1):
+        return told, f", steps {told:g} s as its `dt` says"
+    dt = _grid(source, wanted)
+    if told is None and dt == 1:
         raise ExportError(
             f"{source}: the graph counts time in steps (dt = 1), so how long one lasts is not said: add `dt`, the "
             "seconds of a step, to an .npz"
         )
+    if told is not None and abs(told - dt) > OFF_GRID * dt:
+        raise ExportError(
+            f"{source}: its `dt` is {told:g} s, the graph's steps are {dt:g} s: make them one, or leave `dt` out"
+        )
+    return dt, ""
+
+
+def _grid(where: Path | str, wanted: Wanted) -> float:
+    """The graph's dt, for events to be put on."""
+    if wanted.dt is None:
+        raise ExportError(
+            f"{where}: events have to be put on a grid, and the graph does not say its dt: give --dt SECONDS"
+        )
+    if not 0 < wanted.dt < math.inf:  # input is read before the graph is checked
+        raise ExportError(f"{where}: events cannot be put on a grid of dt = {wanted.dt:g}; it must be positive")
     return wanted.dt
 
 
-def _binned(source: Path, t: np.ndarray, dt: float) -> np.ndarray:
-    if not np.isfinite(t).all() or t.min() < 0:
-        raise ExportError(f"{source}: 't' holds {t.min():g}; times start at 0")
+def _binned(source: Path, t: np.ndarray, dt: float, neurons: int) -> np.ndarray:
+    """The step that each time falls into; compared before any cast, which would wrap what is too large."""
+    if (bad := t[~(np.isfinite(t) & (t >= 0))]).size:
+        raise ExportError(f"{source}: 't' holds {bad[0]:g}; times start at 0")
     if t.dtype.kind == "f":
-        return np.floor(t / dt + OFF_GRID).astype(np.int64)
-    microseconds = round(dt * 1e6)
-    if microseconds < 1 or abs(dt * 1e6 - microseconds) > OFF_GRID:
+        with np.errstate(over="ignore"):
+            exact = np.asarray(t, np.float64) / dt
+        _bounded(source, float(exact.max()) + 1, neurons)
+        rounding = _rounding(t.dtype, dt) * exact
+        if rounding.max() > UNSURE:
+            raise ExportError(
+                f"{source}: 't' ({t.dtype}) reaches {float(t.max()):g} s, where rounding is more than {UNSURE:g} of a "
+                f"step of {dt:g} s; store t as float64 or integer microseconds"
+            )
+        return np.floor(exact + rounding + OFF_GRID).astype(np.int64)
+    microseconds = _microseconds(dt)
+    if microseconds is None:
         raise ExportError(f"{source}: times are whole microseconds, and dt = {dt:g} s is no whole number of them")
-    return t.astype(np.int64) // microseconds
+    last = int(t.max()) // microseconds
+    _bounded(source, last + 1, neurons)
+    if last == 0:  # a step may be longer than any integer type holds
+        return np.zeros(len(t), np.int64)
+    return (t.astype(np.uint64) // np.uint64(microseconds)).astype(np.int64)
+
+
+def _microseconds(dt: float) -> int | None:
+    """Whole microseconds of a step, also where dt is the float32 of that; None if it has no such number."""
+    exact = dt * 1e6
+    if not 0.5 < exact < math.inf:
+        return None
+    whole = round(exact)
+    return whole if abs(exact - whole) <= OFF_GRID + FLOAT32 * whole else None
+
+
+def _rounding(dtype: np.dtype, dt: float) -> float:
+    """What times in steps may be off, of their size: by the times' dtype, and by a dt that is float32 of another."""
+    whole = _microseconds(dt)
+    own = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
+    return own + (abs(whole / (dt * 1e6) - 1) if whole else 0.0)
 
 
 def _sensor(source: Path, fields: Mapping[str, np.ndarray], shape: Ints) -> Ints:
     """(channels, height, width), (channels, length) or (length,) in which the events lie."""
     if "shape" not in fields:
         return shape
-    told = tuple(int(n) for n in np.atleast_1d(fields["shape"]))
-    if not 1 <= len(told) <= 3 or min(told) < 1 or math.prod(told) != math.prod(shape):
+    own = fields["shape"]
+    if own.dtype.kind not in "iu" or own.ndim > 1 or not 1 <= own.size <= 3:
+        raise ExportError(
+            f"{source}: `shape` holds {own.dtype} {own.shape}; it is (channels, height, width) in whole numbers"
+        )
+    told = tuple(int(n) for n in np.atleast_1d(own))
+    if min(told) < 1 or math.prod(told) != math.prod(shape):
         raise ExportError(
             f"{source}: `shape` is {told}, the graph's Input {shape}: they must hold equally many neurons"
+        )
+    if told != shape and len(shape) > 1:
+        raise ExportError(
+            f"{source}: `shape` is {told}, the graph's Input {shape}: only an Input in a row takes another shape; "
+            "transpose the events, or leave `shape` out"
         )
     return told
 
@@ -226,8 +288,8 @@ def _sensor(source: Path, fields: Mapping[str, np.ndarray], shape: Ints) -> Ints
 def _places(source: Path, columns: Mapping[str, np.ndarray], space: Ints) -> tuple[np.ndarray, list[str]]:
     """Neuron indices in C order."""
     channels, sizes = (space[0], space[1:]) if len(space) > 1 else (1, space)
-    polarity = columns["p"].astype(np.int64) if "p" in columns else np.zeros(len(columns["x"]), np.int64)
-    signs = set(np.unique(polarity).tolist())
+    polarity = columns["p"] if "p" in columns else np.zeros(len(columns["x"]), np.int64)
+    signs = set(np.unique(polarity).tolist())  # of the file's own dtype: a cast makes -1 of the largest uint64
     if not (signs <= {0, 1} or signs <= {-1, 1}):
         raise ExportError(f"{source}: 'p' holds {sorted(signs)[:4]}; a polarity is 0 or 1, or -1 or 1")
     if len(sizes) > 2 or channels > 2:
@@ -246,22 +308,27 @@ def _places(source: Path, columns: Mapping[str, np.ndarray], space: Ints) -> tup
         notes.append(f"both polarities go into the one channel of {space}")
     index = (polarity > 0).astype(np.int64) if channels == 2 else np.zeros(len(polarity), np.int64)
     for key, size in zip(("y", "x") if len(sizes) == 2 else ("x",), sizes, strict=True):
-        a = columns[key].astype(np.int64)
+        a = columns[key]
         if a.min() < 0 or a.max() >= size:
             raise ExportError(
                 f"{source}: {key!r} reaches from {a.min()} to {a.max()}, the graph's Input {space} has {size}: crop or "
                 "pool the events first"
             )
-        index = index * size + a
+        index = index * size + a.astype(np.int64)
     return index, notes
 
 
-def _bounded(where: Path | str, steps: int, neurons: int) -> int:
+def _bounded(where: Path | str, steps: float, neurons: int) -> None:
     if steps * neurons > MOST:
         raise ExportError(
-            f"{where}: a sample would be {steps} steps of {neurons} neurons; is dt right, and do times start at 0?"
+            f"{where}: a sample would be {_count(steps)} steps of {neurons} neurons; is dt right, and do times start "
+            "at 0?"
         )
-    return steps
+
+
+def _count(steps: float) -> str:
+    """Whole where that is not too long a number."""
+    return f"{math.floor(steps):.15g}" if steps < math.inf else "endlessly many"
 
 
 # --- HDF5
@@ -345,35 +412,40 @@ def _nirdata_events(source: Path, name: str, group: Any, wanted: Wanted) -> tupl
     if idx.dtype.kind not in "iu" or time.dtype.kind not in "iuf" or value.dtype.kind not in "biuf":
         raise TraceError(f"{where}: idx must be whole numbers, time and value numbers")
     count, end = (float(group.attrs.get(k, math.nan)) for k in ("n_neurons", "t_max"))
-    if not (count >= 1 and count == int(count) and 0 < end < math.inf):
+    if not (1 <= count < math.inf and count == int(count) and 0 < end < math.inf):
         raise TraceError(f"{where}: needs n_neurons and t_max, found {count:g} and {end:g}")
-    if wanted.dt is None:
-        raise ExportError(
-            f"{where}: events have to be put on a grid, and the graph does not say its dt: give --dt SECONDS"
-        )
+    dt = _grid(where, wanted)
     real = idx != -1
     if not (np.isfinite(time[real]).all() and not np.isfinite(time[~real]).any()):
         raise TraceError(f"{where}: an event has no time, or a time no event (idx -1); write it again")
-    steps = _on_grid(where, np.asarray([end]), wanted.dt, "t_max")[0]
-    step = _on_grid(where, time[real], wanted.dt, "event time")
-    neuron = idx[real].astype(np.int64)
+    steps = _on_grid(where, np.asarray([end]), dt, "t_max")[0]
+    step = _on_grid(where, time[real], dt, "event time")
+    neuron = idx[real]
     if step.size and (step.min() < 0 or step.max() >= steps):
         at = step.min() if step.min() < 0 else step.max()
         raise TraceError(f"{where}: an event at step {at} lies outside of the {steps} steps up to t_max")
     if neuron.size and (neuron.min() < 0 or neuron.max() >= count):
-        raise TraceError(f"{where}: an event of neuron {neuron.max()}, but n_neurons = {count:g}")
+        at = neuron.min() if neuron.min() < 0 else neuron.max()
+        raise TraceError(f"{where}: an event of neuron {at}, but n_neurons = {count:g}")
     _bounded(where, int(steps), int(count))
     values = value[real].astype(np.float32 if value.dtype.itemsize <= 2 or value.dtype == np.float32 else np.float64)
-    found = Events((len(idx), int(steps)), _neurons(int(count), wanted), np.nonzero(real)[0], step, neuron, values)
+    size, place = (len(idx), int(steps)), neuron.astype(np.int64)
+    found = Events(size, _neurons(int(count), wanted), np.nonzero(real)[0], step, place, values)
     return found, (f"{source.name}: {found.told()}",)
 
 
 def _on_grid(where: str, time: np.ndarray, dt: float, what: str) -> np.ndarray:
     """Whole steps; refused beyond OFF_GRID and what the dtype rounds. Rounded: a floor loses 0.3 / 0.1."""
-    exact = np.asarray(time, np.float64) / dt
+    with np.errstate(over="ignore"):
+        exact = np.asarray(time, np.float64) / dt
+    if exact.size and np.abs(exact).max() > MOST:  # before any cast: it would wrap
+        at = int(np.abs(exact).argmax())
+        raise TraceError(
+            f"{where}: {what} {float(time[at]):g} is {_count(exact[at])} steps of dt = {dt:g}, too many; is dt right, "
+            "and do times start at 0?"
+        )
     steps = np.rint(exact)
-    rounding = np.finfo(time.dtype).eps if time.dtype.kind == "f" else 0.0
-    off = np.abs(exact - steps) - np.minimum(rounding * np.abs(exact), 0.01)
+    off = np.abs(exact - steps) - np.minimum(_rounding(time.dtype, dt) * np.abs(exact), UNSURE)
     if off.size and off.max() > OFF_GRID:
         at = int(off.argmax())
         raise TraceError(

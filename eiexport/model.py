@@ -65,6 +65,7 @@ def open_graph(
     dt: what the user says, where the graph does not: events are put on its grid.
     """
     found, notes = read(path, message_bits)
+    notes += _single(found, dt)
     wanted = _wanted(found, dt)
     x, told = inputs.load(source, wanted)
     if x.ndim < 2:
@@ -89,6 +90,19 @@ def open_graph(
 
     own = calibration is None
     return Model(path.name, found, count, chunks, notes=(*notes, *told), calibration=calibrating, own_calibration=own)
+
+
+def _single(found: nir.NIRGraph, dt: float | None) -> tuple[str, ...]:
+    """A word on ties, where other tools formed dt / tau in float32: theirs is another number than ours."""
+    taus = [np.asarray(a) for n in found.nodes.values() for k, a in vars(n).items() if k.startswith("tau")]
+    if dt is None or "eiexport" in found.metadata or not taus or any(a.dtype != np.float32 for a in taus):
+        return ()
+    if (held := float(np.float32(dt))) == dt:
+        return ()
+    return (
+        f"its time constants are float32, and a tool that computed in float32 (snnTorch does) held dt = {dt:g} as "
+        f"{held!r}: give that as --dt where membranes that land on their thresholds must be decided as there",
+    )
 
 
 def _wanted(found: nir.NIRGraph, dt: float | None) -> inputs.Wanted:

@@ -23,6 +23,7 @@ from eiexport.steps import Clock, Neuron, State, Step, parameter, uniform
 
 COMPARES = ("gt", "ge")
 RESETS = ("zero", "subtract", "none")
+LONGEST = 1 << 14  # steps of a delay, each of which is a row of state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,10 +346,14 @@ def _delay(node: Any, clock: Clock) -> Delay:
     steps = np.rint(delay / clock.dt)
     if delay.size == 0:
         raise GraphError("delay is empty")
-    if (np.abs(delay / clock.dt - steps) > 1e-6).any():
+    raw = np.asarray(node.delay)
+    rounded = np.finfo(raw.dtype).eps if raw.dtype.kind == "f" else 0.0  # of the file's own numbers
+    if (np.abs(delay / clock.dt - steps) > np.clip(rounded * np.abs(steps), 1e-6, 0.01)).any():
         raise GraphError(f"delay {delay.reshape(-1)[0]:g} is no whole number of steps of dt = {clock.dt:g}")
     if steps.min() < 0:
         raise GraphError("delay must not be negative")
+    if steps.max() > LONGEST:
+        raise GraphError(f"delay of {steps.max():g} steps (dt = {clock.dt:g}); at most {LONGEST} are held")
     shortest, longest = (int(f(steps)) for f in (np.min, np.max))
     masks = () if shortest == longest else tuple(1.0 * (steps == d) for d in range(shortest, longest + 1))
     return Delay(shape=delay.shape, shortest=shortest, longest=longest, masks=masks)

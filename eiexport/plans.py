@@ -115,41 +115,54 @@ class Plan:
         return d
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{str(value)[:40]!r} is no whole number")
+    return value
+
+
+def _real(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{str(value)[:40]!r} is no number")
+    return float(value)
+
+
 def plan_from_json(d: Any) -> Plan:
     """A stored plan; raises GraphError in one line for anything else."""
 
     def weight(w: dict[str, Any]) -> WeightPlan:
         shift = w["shift"]
-        return WeightPlan(tuple(shift) if isinstance(shift, list) else int(shift), str(w["sign_mode"]), int(w["bits"]))
+        each = tuple(map(_whole, shift)) if isinstance(shift, list) else _whole(shift)
+        return WeightPlan(each, str(w["sign_mode"]), _whole(w["bits"]))
 
     def gate(g: dict[str, Any] | None) -> GatePlan | None:
         if g is None:
             return None
-        return GatePlan(weight(g["weight"]), int(g["exponent"]), int(g["shift"]), int(g["message_bits"]))
+        return GatePlan(weight(g["weight"]), _whole(g["exponent"]), _whole(g["shift"]), _whole(g["message_bits"]))
 
     def circuit(c: dict[str, Any]) -> CircuitPlan:
-        excite, inhibit, spread = (int(x) for x in c["exponents"])
-        gain_i, gain_shift, gain_e = int(c["gain_i"]), int(c["gain_shift"]), int(c["gain_e"])
+        excite, inhibit, spread = (_whole(x) for x in c["exponents"])
+        gain_i, gain_shift, gain_e = _whole(c["gain_i"]), _whole(c["gain_shift"]), _whole(c["gain_e"])
         parts = weight(c["excite"]), weight(c["inhibit"]), weight(c["spread"])
         exponents = excite, inhibit, spread
-        return CircuitPlan(*parts, exponents, gain_i, gain_shift, gain_e, int(c["shift"]), int(c["epsilon"]))
+        return CircuitPlan(*parts, exponents, gain_i, gain_shift, gain_e, _whole(c["shift"]), _whole(c["epsilon"]))
 
     try:
         layers = {
             name: LayerPlan(
-                int(p["exponent"]),
+                _whole(p["exponent"]),
                 {k: weight(w) for k, w in p["connections"].items()},
                 gate(p["feedback"]),
                 gate(p["balance"]),
-                math.inf if p["headroom"] is None else float(p["headroom"]),
-                bool(p["proven"]),
-                int(p["bias_exp"]),
+                math.inf if p["headroom"] is None else _real(p["headroom"]),
+                p["proven"] is True,
+                _whole(p["bias_exp"]),
                 {k: circuit(c) for k, c in p.get("circuits", {}).items()},
             )
             for name, p in d["layers"].items()
         }
-        scale, lo, hi = float(d["input_scale"]), int(d["input_lo"]), int(d["input_hi"])
-        plan = Plan(check_bits(int(d["bits"])), scale, lo, hi, layers)
+        scale, lo, hi = _real(d["input_scale"]), _whole(d["input_lo"]), _whole(d["input_hi"])
+        plan = Plan(check_bits(_whole(d["bits"])), scale, lo, hi, layers)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise GraphError(f"not a quantisation plan ({type(e).__name__}: {e})") from None
     if not (math.isfinite(scale) and 1e-12 < scale < 1e12 and -(1 << 31) < lo <= hi < 1 << 31):

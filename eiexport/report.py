@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eiexport import __version__, insight, pictures
-from eiexport.check import MARGIN, TIES
+from eiexport.check import MARGIN, TIES, drifts
 from eiexport.divide import Division
 from eiexport.files import replacing
 from eiexport.graph import Network, show
@@ -319,6 +319,8 @@ def words(report: Report, row: Row) -> str:
     text += f", {ties:,} of them ties that rounding explains." if ties else "."
     if row.free_running:
         text += f" Free-running, {row.free_running:,} entries differ from the reference's run; first at {first}."
+        if not ties and all(drifts(report.network, n) for n, r in row.free.items() if r.mismatches):
+            text += " They lie behind neurons that send their membranes, which agree up to rounding only."
     if own := row.entries_on("stock"):
         text += f" {own:,} come from the engine's own processes, {row.entries_on('custom'):,} from ours."
     silent = [n for n, r in row.results.items() if r.silent]

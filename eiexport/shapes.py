@@ -103,10 +103,20 @@ class Fitter:
         self.ours = "eiexport" in graph.metadata
         tops = [n for n, node in self.nodes.items() if isinstance(node, nir.Input) and not self.sources[n]]
         self.top = tops[0] if len(tops) == 1 else ""
-        # NIR 1.0 infers from the kernel's height alone, so what follows such a convolution is declared wrongly
-        self.misled = any(len(set(np.shape(getattr(n, "weight", ()))[2:])) > 1 for n in self.nodes.values())
+        self.misled = self._misled()
         self.steps: dict[str, Step] = {}
         self.whole = bool(self.top) and self._prepared() and self._reached()
+
+    def _misled(self) -> set[str]:
+        """Nodes whose shapes NIR 1.0 declares wrongly: it infers from a kernel's height alone, to the next matrix."""
+        oblong = [n for n, node in self.nodes.items() if len(set(np.shape(getattr(node, "weight", ()))[2:])) > 1]
+        found: set[str] = set()
+        while oblong:
+            name = oblong.pop()
+            after = {n for n, came in self.sources.items() if name in came} - found
+            found |= after
+            oblong += [n for n in after if type(self.nodes[n]).__name__ not in ("Affine", "Linear")]
+        return found
 
     def _prepared(self) -> bool:
         """False where a node is refused for other reasons: `check` will tell them."""
@@ -280,25 +290,25 @@ class Fitter:
             _spread(node, shape, name, strict)
             return shape
         if kind in ("Input", "Output"):
-            if not self._agrees(declared(node), shape, reading):
+            if name not in self.misled and not self._agrees(declared(node), shape, reading):
                 raise ValueError(f"declares {declared(node)}")
             return shape
         if isinstance(node, nir.Flatten):
             told = declared(node)
-            if not self._agrees(told, shape, reading):
+            if name not in self.misled and not self._agrees(told, shape, reading):
                 raise ValueError(f"declares {told}")
             return self._flatten(node, shape, reading).output_shape(shape)
         if strict and kind in ("Affine", "Linear") and len(shape) != 1:
             raise ValueError(f"has weight {np.shape(node.weight)} and takes ({np.shape(node.weight)[-1]},)")
         size = _axes(node.input_shape) if kind.startswith("Conv") else None
         result = self.steps[name].output_shape(shape)
-        if size is not None and not self.misled and not _matches(size[1 - len(shape) :], shape[1:]):
+        if size is not None and name not in self.misled and not _matches(size[1 - len(shape) :], shape[1:]):
             raise ValueError(f"declares input_shape {size}")
         return result
 
     def _agrees(self, told: Ints | None, shape: Ints, reading: Reading) -> bool:
         """A declared shape, up to open entries and to axes in front that are single, open, or the Input's own."""
-        if told is None or self.misled:
+        if told is None:
             return True
         front = told[: max(0, len(told) - len(shape))]
         batch = all(n <= 1 for n in front) or front == reading.dropped[-len(front) :]

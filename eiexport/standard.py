@@ -111,7 +111,8 @@ def drop_delays(graph: nir.NIRGraph, network: Network) -> tuple[nir.NIRGraph, li
         if name in came or through & set(graph.edges):
             continue  # a loop of its own, or a second edge between two nodes
         kept = {n: node for n, node in graph.nodes.items() if n != name}
-        edges = [*(e for e in graph.edges if name not in e), *sorted(through)]
+        # in the delay's place: some readers go by the order of edges
+        edges = [(a, end) for a, b in graph.edges if a != name for end in (went if b == name else [b])]
         bare = nir.NIRGraph(kept, edges, metadata=dict(graph.metadata), type_check=False)
         found = _closed(bare, network.clock)
         if any(found == closed | moved for moved in _moved_on(through, bare, network)):

@@ -113,9 +113,13 @@ def parameter(node: Any, field: str, *, positive: bool = False) -> np.ndarray:
     """A node's numeric field in float64; a uniform array collapses to one number, which every engine holds cheaply."""
     raw = getattr(node, field)
     try:
-        a = np.asarray(raw, np.float64)
+        held = np.asarray(raw)
     except (TypeError, ValueError):
         raise GraphError(f"{field} is {type(raw).__name__}, not numbers") from None
+    if held.dtype.kind not in "biuf":
+        what = held.dtype.name if held.dtype.kind in "cMm" else type(raw).__name__ if held.ndim == 0 else "text"
+        raise GraphError(f"{field} is {what}, not numbers; write it as real numbers")
+    a = held.astype(np.float64)
     if not np.isfinite(a).all():
         bad = "NaN" if np.isnan(a).any() else "infinite"
         raise GraphError(f"{field} holds {bad} values; train again or repair the file")

@@ -19,11 +19,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from eiexport import hdf5
 from eiexport.alphabet import Alphabet
 from eiexport.errors import TraceError
 from eiexport.files import writing
 from eiexport.graph import Network
 from eiexport.ops import Ints
+
+SAMPLE = 1 << 27  # numbers of one node in one sample: more is no trace, and would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -111,30 +114,81 @@ class TraceWriter:
         self._stack.__exit__(kind, value, back)
 
 
+class Stored:
+    """A dataset of a trace file; what cannot be read of it raises TraceError."""
+
+    def __init__(self, path: Path, data: h5py.Dataset) -> None:
+        self._path, self._data = path, data
+        self.shape, self.dtype, self.ndim = tuple(data.shape), data.dtype, data.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._data[part])
+        except hdf5.DAMAGE as e:
+            raise TraceError(f"{self._path}: {hdf5.damage(e)}") from None
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the attributes of an observable say, and its other observables."""
+
+    shape: Ints
+    dt: float
+    t0: int
+    others: dict[str, Stored]
+
+
 class TraceFile:
-    """A trace on disk, read slice by slice; raises TraceError when it is not one."""
+    """A trace on disk, read slice by slice; raises TraceError when it is not one.
+
+    nodes: of each node {"data": its output z}, (sample, time, neuron).
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise TraceError(f"{path}: no such trace file")
+        self._file = hdf5.opened(self.path, TraceError)
         try:
-            self._file = h5py.File(self.path, "r")
-            self.nodes = {n: z for n, z in self._find().items() if z["data"].ndim == 3}
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as e:
-            first = (str(e).splitlines() or [type(e).__name__])[0]
-            raise TraceError(f"{path}: not readable as HDF5, truncated or corrupt ({first})") from None
+            self._about = {n: self._read(group) for n, group in self._find().items() if group["z"]["data"].ndim == 3}
+        except hdf5.DAMAGE as e:
+            raise TraceError(f"{path}: {hdf5.damage(e)}") from None
+        self.nodes = {n: {"data": about.others["z"]} for n, about in self._about.items()}
         counts = {n: len(z["data"]) for n, z in self.nodes.items()}
         if len(set(counts.values())) > 1:
             raise TraceError(f"{path}: its nodes hold different numbers of samples: {counts}")
         if not self.nodes:
             raise TraceError(f"{path}: no node with an observable 'z' of shape (sample, time, neuron)")
+        for name, z in self.nodes.items():
+            data = z["data"]
+            if data.dtype.kind not in "biuf":
+                raise TraceError(f"{path}: node {name!r} holds {data.dtype}, not numbers")
+            if math.prod(data.shape[1:]) > SAMPLE:
+                raise TraceError(f"{path}: a sample of node {name!r} holds {data.shape[1:]} numbers, too many to read")
 
     def _find(self) -> dict[str, Any]:
-        if "nodes" not in self._file:
+        """The observables of the nodes that have a z."""
+        if not isinstance(self._file.get("nodes"), h5py.Group):
             raise TraceError(f"{self.path}: an HDF5 file, but no trace in NIRData's layout (no group 'nodes')")
-        observables = {n: node.get("observables", {}) for n, node in self._file["nodes"].items()}
-        return {n: o["z"] for n, o in observables.items() if "z" in o and "data" in o["z"]}
+        nodes = {n: node for n, node in self._file["nodes"].items() if isinstance(node, h5py.Group)}
+        found = {n: node.get("observables") for n, node in nodes.items()}
+        return {n: o for n, o in found.items() if isinstance(o, h5py.Group) and _data(o.get("z")) is not None}
+
+    def _read(self, group: h5py.Group) -> _About:
+        """Of an observable that does not say its shape, or not one that fits, neurons stand in a row."""
+        z = Stored(self.path, group["z"]["data"])
+        parts = {k: data for k, part in group.items() if (data := _data(part)) is not None and data.shape == z.shape}
+        others = {k: Stored(self.path, data) for k, data in parts.items() if data.dtype.kind in "biuf"}
+        attrs = group["z"].attrs
+        shape = tuple(int(n) for n in np.atleast_1d(attrs.get("shape", z.shape[2])))
+        fits = math.prod(shape) == z.shape[2] and min(shape, default=1) >= 0
+        dt, t0 = float(attrs.get("dt", 1.0)), int(attrs.get("t0", 0))
+        if not (math.isfinite(dt) and dt > 0):
+            raise TraceError(f"{self.path}: dt must be a positive number, found {dt}")
+        return _About(shape if fits else (z.shape[2],), dt, t0, {**others, "z": z})
 
     def __enter__(self) -> TraceFile:
         return self
@@ -147,23 +201,24 @@ class TraceFile:
         return len(next(iter(self.nodes.values()))["data"])
 
     @property
+    def numbers(self) -> int:
+        """How many numbers one sample holds, of all nodes and observables."""
+        return sum(math.prod(d.shape[1:]) for about in self._about.values() for d in about.others.values())
+
+    @property
     def dt(self) -> float:
-        return float(next(iter(self.nodes.values())).attrs.get("dt", 1.0))
+        return next(iter(self._about.values())).dt
 
     def shape(self, name: str) -> Ints:
         """Neuron shape of a node; (neurons,) where a foreign file does not say."""
-        flat = self.nodes[name]["data"].shape[2]
-        shape = tuple(int(n) for n in self.nodes[name].attrs.get("shape", (flat,)))
-        return shape if math.prod(shape) == flat else (flat,)
+        return self._about[name].shape
 
     def registers(self, name: str) -> set[str]:
         """Observables beside z that cover the same steps."""
-        z = self.nodes[name]
-        found = {k for k, group in z.parent.items() if "data" in group and group["data"].shape == z["data"].shape}
-        return found - {"z"}
+        return self._about[name].others.keys() - {"z"}
 
     def first_step(self, name: str) -> int:
-        return int(self.nodes[name].attrs.get("t0", 0))
+        return self._about[name].t0
 
     def chunks(self, size: int) -> Iterator[tuple[int, Trace]]:
         """(index of the first sample, Trace of up to `size` samples)."""
@@ -174,11 +229,17 @@ class TraceFile:
     def read(self, part: slice) -> Trace:
         """Some samples, with the registers that were recorded."""
         found: dict[str, dict[str, np.ndarray]] = {"z": {}}
-        for name, z in self.nodes.items():
+        for name, about in self._about.items():
             for kind in ("z", *sorted(self.registers(name))):
-                a = z.parent[kind]["data"][part]
+                a = about.others[kind][part]
                 found.setdefault(kind, {})[name] = a.reshape(*a.shape[:2], *self.shape(name))
         return Trace(found.pop("z"), self.dt, states=found)
+
+
+def _data(part: Any) -> h5py.Dataset | None:
+    """The dataset of an observable."""
+    data = part.get("data") if isinstance(part, h5py.Group) else None
+    return data if isinstance(data, h5py.Dataset) else None
 
 
 @dataclass(frozen=True)
@@ -300,6 +361,7 @@ def compare_files(first: str | Path, second: str | Path, size: int = 64) -> tupl
                 remarks.append(f"node {n!r}: register {odd[0]} is in one file only, or of another length there")
         if not math.isclose(a.dt, b.dt, rel_tol=1e-6):
             remarks.append(f"dt is {a.dt:g} in {a.path.name} and {b.dt:g} in {b.path.name}")
+        size = max(1, min(size, SAMPLE // max(1, *(f.numbers for f in (a, b)))))
         for (sample, x), (_, y) in zip(a.chunks(size), b.chunks(size), strict=True):
             x, y = (_overlapping(t, own, other, shared) for t, own, other in ((x, a, b), (y, b, a)))
             compare_entries(results, x, y, sample)

@@ -28,6 +28,8 @@ from eitrain.nets import SpikingNet
 from eitrain.recipes import Recipe
 
 CHECKPOINTS = ("best", "last")
+# safetensors and torch tell damage in all of these ways
+DAMAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class Run:
         if not self.path.is_dir():
             raise TrainError(f"{self.path}: no such run folder; `eitrain fit --out {self.path}` makes one")
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path.read_bytes())
         except FileNotFoundError:
             raise TrainError(f"{self.path}: no run folder (config.json is missing)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except ValueError as e:
             raise TrainError(f"{path}: not valid JSON ({e}); the run cannot be used") from None
-        if not isinstance(found, dict) or not isinstance(found.get("data", {}), dict):
+        data = found.get("data", {}) if isinstance(found, dict) else None
+        if not isinstance(data, dict) or not isinstance(data.get("folder") or "", str):
             raise TrainError(f"{path}: not the config of a run; it cannot be used")
         return found
 
@@ -75,10 +78,10 @@ class Run:
         """The quantisation plan that the run was trained with; raises TrainError when it is missing or broken."""
         path = self.path / "plan.json"
         try:
-            plan = plan_from_json(json.loads(path.read_text()))
+            plan = plan_from_json(read_json(path.read_bytes()))
         except FileNotFoundError:
             raise TrainError(f"{path}: missing, and an integer run cannot be used without; train it again") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, GraphError) as e:
+        except (ValueError, GraphError) as e:
             raise TrainError(f"{path}: {e}; train it again") from None
         if plan.bits != bits:
             raise TrainError(f"{path}: is for {plan.bits} bits, the run for {bits}; train it again")
@@ -106,6 +109,16 @@ class Run:
             raise TrainError(f"{self.metrics}: damaged ({e}); remove it to go on without the earlier rows") from None
 
 
+def read_json(text: bytes | str) -> Any:
+    """JSON of unknown origin; raises ValueError in one line for what is none or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError as e:
+        raise ValueError((str(e).splitlines() or ["damaged"])[0]) from None
+
+
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Tensors and JSON metadata in one safetensors file that appears whole or not at all."""
     flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -120,9 +133,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise TrainError(f"{path}: no such checkpoint; train first, or choose another with --checkpoint best|last")
     try:
         with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["eitrain"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e:
-        raise TrainError(f"{path}: not a checkpoint of eitrain, truncated or corrupt ({e})") from None
+            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, read_json((f.metadata() or {})["eitrain"])  # noqa: SIM118
+    except DAMAGE as e:
+        told = (str(e).splitlines() or [type(e).__name__])[0]
+        raise TrainError(f"{path}: not a checkpoint of eitrain, truncated or corrupt ({told})") from None
+    epoch = meta.get("epoch", 0) if isinstance(meta, dict) else None
+    if type(epoch) is not int or not -1 <= epoch < 1 << 31:
+        raise TrainError(f"{path}: not a checkpoint of eitrain, what it says of its epoch is no number of one")
+    return tensors, meta
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

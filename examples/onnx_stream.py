@@ -25,7 +25,7 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.session = onnxruntime.InferenceSession(path)
         said = self.session.get_modelmeta().custom_metadata_map
-        self.input, self.output = said["input"], json.loads(said["outputs"])[0]
+        self.input, self.output = said["input"], next(iter(json.loads(said["outputs"]).values()))[0]
         self.classes = json.loads(said["classes"])
         self.held = [i for i in self.session.get_inputs() if i.name != self.input]
         self.dtype = np.int32 if said["form"] == "integer" else np.float32
@@ -42,8 +42,8 @@ class Stream:
         return sent
 
 
-def main(folder: Path, samples: int = 5) -> int:
-    """Streams samples one after the other; returns how many ended as the whole sequence does."""
+def main(folder: Path, samples: int = 5) -> bool:
+    """Streams samples one after the other; True where all of them end as the whole sequence does."""
     stream = Stream(folder / "model_step.onnx")
     whole = onnxruntime.InferenceSession(folder / "model.onnx")
     shape = next(i for i in stream.session.get_inputs() if i.name == stream.input).shape[1:]
@@ -51,7 +51,7 @@ def main(folder: Path, samples: int = 5) -> int:
         data = file[f"nodes/{stream.input}/observables/z/data"][:samples]
     x = data.reshape(*data.shape[:2], *shape).astype(stream.dtype)
     (expected,) = whole.run([stream.output], {stream.input: x})
-    same = 0
+    same = True
     for k, sample in enumerate(x):
         stream.reset()
         counts, rows, said = 0.0, [], []
@@ -61,7 +61,7 @@ def main(folder: Path, samples: int = 5) -> int:
             best = int(np.argmax(counts))
             said.append((stream.classes or range(counts.size))[best] if np.any(counts) else "-")
         equal = np.array_equal(np.stack(rows), expected[k])
-        same += equal
+        same = same and equal
         print(f"sample {k}: {' '.join(map(str, said))}   {'as' if equal else 'NOT as'} the whole sequence")
     return same
 
@@ -69,4 +69,4 @@ def main(folder: Path, samples: int = 5) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "model_step.onnx").is_file():
         sys.exit("give the folder of an export with --target onnx, for example runs/demo/export")
-    main(Path(sys.argv[1]))
+    sys.exit(0 if main(Path(sys.argv[1])) else "the stream and the whole sequence differ")

@@ -166,6 +166,11 @@ def recorded(
     """A trace from an executor's arrays (time, sample, *neuron), in the dtypes that traces hold."""
     kept = {n: compact(np.swapaxes(a, 0, 1), network.alphabets[n]) for n, a in z.items()}
     if network.integer:
+        for name, a in kept.items():
+            if a.dtype.kind == "f" and (a != np.rint(a)).any():
+                raise TargetError(
+                    f"node {name!r} sends fractions in an integer network, which holds whole numbers only"
+                )
         kept = {n: a if a.dtype == np.int8 else a.astype(np.int64) for n, a in kept.items()}
     probed = {k: {n: np.swapaxes(a, 0, 1) for n, a in rows.items()} for k, rows in (states or {}).items()}
     if network.integer:

@@ -16,6 +16,7 @@ from targets.base import Unsupported
 from targets.loop import advance, initial, total
 
 NEXT = "_next"  # behind the name of a state: its new value
+DRIVEN = "/driven"  # behind the name of a node: what drives it; no node has a '/' in its name
 
 
 def verify_names(network: Network) -> None:
@@ -60,12 +61,12 @@ def driven(network: Network, name: str) -> Dag:
 
 
 def stepped(network: Network, name: str) -> Dag:
-    """One step of a neuron or delay: takes what drives it, by its own name, and its states; gives its output and these.
+    """One step of a neuron or delay: takes what drives it and its states; gives its output and its new states.
 
-    What drives it has the shape of its input.
+    What drives it is called `NODE/driven`, and has the shape of its input.
     """
     ops = TraceOps(NumpyOps())
-    x = ops.input(name, network.input_shape(name))
+    x = ops.input(f"{name}{DRIVEN}", network.input_shape(name))
     zero = initial(network, network.steps, ops.shadow, [name], 1)
     state = _inputs(ops, name, network.steps[name], zero[name])
     z, new = ops.bind(network.steps[name], name).step(ops, x, state)

@@ -737,7 +737,7 @@ def test_onnx_is_two_rows_and_two_files_that_the_example_streams(net: tuple[Path
     assert {n: r["status"] for n, r in rows.items()} == {"onnx": "equal", "onnx-step": "equal"}
     assert rows["onnx"]["engine"]["version"].startswith("onnxruntime ") and rows["onnx"]["entries"] > 0
     example = runpy.run_path(str(Path(__file__).parents[1] / "examples/onnx_stream.py"))
-    assert example["main"](out, samples=3) == 3
+    assert example["main"](out, samples=3) is True
     (out / "model_step.onnx").write_bytes(b"left over")
     invoke(EXPORT, net[0], "--input", net[1], "--target", "reference")
     assert not list(out.glob("*.onnx"))  # an older result must not stand beside this one
@@ -918,3 +918,52 @@ def test_an_earlier_export_leaves_nothing_beside_this_one(net: tuple[Path, Path]
     assert not (out / "traces/torch.h5").exists() and not (out / "raster-torch.png").exists()
     assert (out / "traces/reference.h5").exists()
     assert all(path.read_text() == "not made here" for path in own)
+
+
+# --- pictures, and files that are read
+
+
+def test_draw_alone_and_beside_an_export(net: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, x = net
+    invoke(EXPORT, graph, "--draw", tmp_path / "p" / "g.svg")
+    assert "EIGatedLIF" in (tmp_path / "p" / "g.svg").read_text() or "LIF" in (tmp_path / "p" / "g.svg").read_text()
+    assert not graph.with_name("net-export").exists()
+    invoke(EXPORT, graph, "--input", x, "--target", "torch", "--draw", tmp_path / "both.svg")
+    assert (tmp_path / "both.svg").is_file() and graph.with_name("net-export").is_dir()
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--draw", "g.png"], "give F.svg"),
+        (["--draw", "g.svg", "--quantize", "8"], "leave --quantize out"),
+        (["--draw", "g.svg", "--out", "x"], "leave --out out"),
+        (["--draw", "g.svg", "--standard-nir"], "leave --standard-nir out"),
+        (["--draw", "g.svg", "--message-bits", "4"], "--message-bits is for .net files"),
+    ],
+)
+def test_draw_refuses(more: list[str], words: str, net: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(net[0].parent)
+    before = sorted(net[0].parent.rglob("*"))
+    assert words in invoke(EXPORT, net[0], *more, code=2).stderr
+    assert sorted(net[0].parent.rglob("*")) == before
+
+
+def test_the_model_itself_is_not_drawn_over(net: tuple[Path, Path]) -> None:
+    model = net[0].rename(net[0].with_suffix(".svg"))
+    kept = model.read_bytes()
+    assert "would overwrite" in invoke(EXPORT, model, "--draw", model, code=2).stderr
+    assert model.read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["model.net", "traces/reference.h5", "input.h5", "raster-torch.png"])
+def test_no_export_touches_what_it_reads(name: str, net: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whatever an export writes or clears away, it never is the input or the model itself."""
+    graph, x = net
+    invoke(EXPORT, graph, "--input", x, "--out", tmp_path / "first")
+    given = tmp_path / "out" / name
+    given.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "first" / "input.h5", given)
+    kept = given.read_bytes()
+    said = invoke(EXPORT, graph, "--input", given, "--out", tmp_path / "out", code=2).stderr
+    assert "would be overwritten" in said and given.read_bytes() == kept

@@ -498,3 +498,44 @@ def test_clean_graphs_stay_as_they_are(case: Case, tmp_path: Path) -> None:
     before, after = (base.get("reference")().compile(n).run(case.x).z for n in (network, again))
     for name, z in before.items():
         np.testing.assert_array_equal(after[name], z, err_msg=name)
+
+
+# --- numbers that are none
+
+
+@pytest.mark.parametrize("field,value", [("tau", np.array([2 + 1j, 2, 2])), ("r", np.array([b"1", b"2", b"3"], "S1"))])
+def test_parameters_that_are_no_real_numbers(field: str, value: np.ndarray, tmp_path: Path) -> None:
+    """An imaginary part would be dropped, and text be read as numbers."""
+    nodes = {**ends([3], [3]), "n": part(cell((3,)), **{field: value})}
+    refused(save(tmp_path / "f.nir", nodes, line("in", "n", "out")), "'n'", field, "real numbers")
+
+
+def test_float32_delay_is_whole_within_its_own_rounding(tmp_path: Path) -> None:
+    delay = np.full(3, 0.01, np.float32)  # 100 steps of 1e-4, which float32 holds to 6e-8
+    nodes = {**ends([3], [3]), "d": part(nir.Delay(delay)), "n": part(cell((3,)))}
+    graph, _ = graphs.load(save(tmp_path / "f.nir", nodes, line("in", "d", "n", "out")))
+    assert graphs.check(graph, dt=1e-4, integrator="exponential").steps["d"].shortest == 100  # type: ignore[attr-defined]
+    nodes["d"] = part(nir.Delay(delay.astype(np.float64)))
+    path = save(tmp_path / "g.nir", nodes, line("in", "d", "n", "out"))
+    with pytest.raises(GraphError, match="no whole number of steps"):
+        graphs.check(graphs.read(path), dt=1e-4, integrator="exponential")
+
+
+def test_weights_may_be_alike(tmp_path: Path) -> None:
+    """A one-to-one matrix of many neurons presses well; it is no bomb."""
+    graph = connected({"w": nir.Linear(np.eye(3000))}, line("in", "w", "out"), (3000,))
+    graph.nodes["out"] = nir.Output(np.array([3000]))
+    graphs.write(graph, tmp_path / "eye.nir")
+    assert (tmp_path / "eye.nir").stat().st_size < 3000 * 3000 * 8 / 100
+    assert np.array_equal(graphs.read(tmp_path / "eye.nir").nodes["w"].weight, np.eye(3000))
+
+
+def test_ports_without_shape_can_be_written_again(tmp_path: Path) -> None:
+    """A sub-graph that only passes on becomes a factor of one, which NIR can write."""
+    inner = {"type": "NIRGraph", "nodes": ends(None), "edges": pairs(line("in", "out"))}
+    nodes = {**ends([3], [3]), "s": inner, "n": part(neuron := cell((3,)))}
+    edges = [("in", "s"), ("s", "n"), ("in", "n"), ("n", "out")]
+    graph, _ = graphs.load(save(tmp_path / "f.nir", nodes, edges))
+    graphs.write(graph, tmp_path / "again.nir")
+    twice = {"in2": nir.Scale(np.full(3, 2.0)), "n": neuron}
+    spikes(graphs.read(tmp_path / "again.nir"), connected(twice, line("in", "in2", "n", "out"), (3,)))

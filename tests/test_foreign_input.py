@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cases import connected
 
 from eiexport import graph as graphs
 from eiexport.errors import ExportError
-from eiexport.inputs import Wanted, load
+from eiexport.inputs import Events, Wanted, load
 from eiexport.model import open_graph
 
 MAP = (2, 3, 4)  # polarities, height, width
@@ -92,6 +93,9 @@ BAD_EVENTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "beyond the neurons": (events([[(2, 1.0)]], 2, 3.0), ("neuron 2", "n_neurons = 2")),
     "no time": (events([[(0, np.inf)]], 2, 3.0), ("no time",)),
     "endless": (events([[(0, 1.0)]], 2, 1e12), ("1000000000000 steps", "dt")),
+    "an end that wraps": (events([[(0, 1.0)]], 2, 1e300), ("t_max", "1e+300 steps")),
+    "a time that wraps": (events([[(0, 1e300)]], 2, 3.0), ("event time", "1e+300 steps")),
+    "too many together": (events([[(0, 1.0)]], 1 << 20, 512.0), ("512 steps of 1048576",)),
     "no end": (events([[(0, 1.0)]], 2, np.inf), ("t_max",)),
 }
 
@@ -184,6 +188,8 @@ def test_recording_without_polarity(tmp_path: Path) -> None:
 def test_recording_for_a_flat_input(tmp_path: Path) -> None:
     """Where a pixel goes in a row has to be said; a sensor of units in a row says it by x alone."""
     refused(recording(tmp_path / "r.npz"), Wanted("in", (24,), 1e-3), "`shape`", "(24,)")
+    for odd in ([-2, -3, 4], [2, 3, 5]):
+        refused(recording(tmp_path / "o.npz", shape=np.array(odd)), Wanted("in", (24,), 1e-3), "equally many", "(24,)")
     x, _ = load(recording(tmp_path / "s.npz", shape=np.array(MAP)), Wanted("in", (24,), 1e-3))
     square, _ = load(recording(tmp_path / "r.npz"), Wanted("in", MAP, 1e-3))
     np.testing.assert_array_equal(x[0:1], square[0:1].reshape(1, 3, 24))
@@ -212,6 +218,33 @@ BAD_RECORDINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "something else": ({"weights": np.ones(4)}, ("'weights'", "x, y, t, p")),
     "fractions": ({"x": np.array([0.5, 1, 2, 3])}, ("'x'", "float64")),
     "empty": ({k: v[:0] for k, v in SHORT.items()}, ("no event",)),
+    "endless": ({"t": np.array([0.005, np.inf, 1, 2])}, ("'t'", "inf")),
+    "far away": ({"t": np.array([0.005, 1e300, 1, 2])}, ("1e+303 steps", "start at 0")),
+    "wraps below 0": ({"t": np.array([0, 1, 2, 2**63 + 5000], np.uint64)}, ("9.22337203685478e+15 steps",)),
+    "wraps to the last step": ({"t": np.array([5000, 1, 2, 2**64 - 1500], np.uint64)}, ("1.84467440737096e+16 steps",)),
+    "x wraps": ({"x": np.array([0, 1, 2, 2**64 - 1], np.uint64)}, ("'x'", "18446744073709551615")),
+    "a polarity wraps": ({"p": np.array([1, 1, 1, 2**64 - 1], np.uint64)}, ("'p'", "18446744073709551615")),
+    "float32 for too long": ({"t": np.array([0, 1, 2, 90], "f4")}, ("float32", "90 s", "float64", "microseconds")),
+    "float16": ({"t": np.array([0, 0.001, 0.002, 100], "f2")}, ("float16", "0.01 of a step")),
+    "axes in another order": ({"shape": np.array([2, 4, 3])}, ("`shape`", "(2, 4, 3)", "(2, 3, 4)", "in a row")),
+    "a flat sensor": ({"shape": np.array([24])}, ("`shape`", "(24,)", "(2, 3, 4)")),
+    "a size of nothing": ({"shape": np.array([2, 0, 12])}, ("`shape`", "(2, 0, 12)")),
+    "sizes below nothing": ({"shape": np.array([-2, -3, 4])}, ("`shape`", "(-2, -3, 4)")),
+    "sizes of fractions": ({"shape": np.array([2.9, 3, 4])}, ("`shape`", "float64")),
+    "a size of NaN": ({"shape": np.array([np.nan, 3, 4])}, ("`shape`", "float64")),
+    "an endless size": ({"shape": np.array([np.inf, 3, 4])}, ("`shape`", "float64")),
+    "sizes in words": ({"shape": np.array("2x3x4")}, ("`shape`", "<U5")),
+    "sizes in rows": ({"shape": np.array([[2, 3, 4]])}, ("`shape`", "(1, 3)")),
+    "a date for a size": ({"shape": np.array(["2020-01-01"], "M8[D]")}, ("`shape`", "datetime64")),
+    "no sizes": ({"shape": np.array([], int)}, ("`shape`", "(0,)")),
+    "steps of another length": ({"dt": np.array(1e-4)}, ("`dt`", "0.0001 s", "0.001 s")),
+    "another length in a row": ({"dt": np.array([1e-4])}, ("`dt`", "0.0001 s", "0.001 s")),
+    "steps of NaN": ({"dt": np.array(np.nan)}, ("`dt`", "positive")),
+    "endless steps": ({"dt": np.array(np.inf)}, ("`dt`", "positive")),
+    "steps in words": ({"dt": np.array("1e-3")}, ("`dt`", "positive")),
+    "two lengths of a step": ({"dt": np.array([[1e-3, 1e-3]])}, ("`dt`", "positive")),
+    "a date for a step": ({"dt": np.array("2020-01-01", "M8[D]")}, ("`dt`", "positive")),
+    "a complex step": ({"dt": np.array(1e-3 + 0j)}, ("`dt`", "positive")),
     "another sensor": ({"shape": np.array([2, 5, 5])}, ("`shape`", "(2, 5, 5)", "(2, 3, 4)")),
 }
 
@@ -220,6 +253,80 @@ BAD_RECORDINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_bad_recordings(name: str, tmp_path: Path) -> None:
     changed, words = BAD_RECORDINGS[name]
     refused(recording(tmp_path / "r.npz", **changed), Wanted("in", MAP, 1e-3), *words)
+
+
+STEPS = np.arange(2000)
+FAR = np.arange(0, 83_000, 83)
+GRIDS: dict[str, tuple[np.ndarray, float, Any]] = {
+    "float32": ((STEPS * 1e-3).astype("f4"), 1e-3, STEPS),
+    "float32 at its limit": ((FAR * 1e-3).astype("f4"), 1e-3, FAR),
+    "float32 at its limit, before a step": (((FAR + 0.98) * 1e-3).astype("f4"), 1e-3, FAR),
+    "float32, just before a step": (((STEPS + 0.99) * 1e-3).astype("f4"), 1e-3, STEPS),
+    "float32 of a float32 step": (STEPS.astype("f4") * np.float32(1e-3), float(np.float32(1e-3)), STEPS),
+    "float16": ((STEPS[:10] * 1e-3).astype("f2"), 1e-3, STEPS[:10]),
+    "float64": (STEPS * 1e-4, 1e-4, STEPS),
+    "float64, just before a step": ((STEPS + 0.9999) * 1e-4, 1e-4, STEPS),
+    "a step from float32, above": (STEPS * 1e-3, float(np.float32(1e-3)), STEPS),
+    "a step from float32, below": (STEPS * float(np.float32(1e-4)), float(np.float32(1e-4)), STEPS),
+    "microseconds": (STEPS * 100 + STEPS % 100, 1e-4, STEPS),
+    "microseconds, a step from float32, below": (STEPS * 100, 9.999999747378752e-05, STEPS),
+    "microseconds, a step from float32, above": (STEPS * 1000 + STEPS % 1000, float(np.float32(1e-3)), STEPS),
+    "bytes": (np.array([0, 99, 100, 255], np.uint8), 1e-4, [0, 0, 1, 2]),
+    "bytes within a long step": (np.array([0, 255], np.uint8), 1e-3, [0, 0]),
+    "beyond int64": (np.array([0, 2**63 + 1], np.uint64), float(2**20), [0, (2**63 + 1) // (2**20 * 10**6)]),
+    "a step beyond any integer": (np.array([0, 2**63 + 1], np.uint64), 1e300, [0, 0]),
+    "a step beyond any number of microseconds": (np.array([0.0, 1.0]), 1e305, [0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_time_falls_into_its_step(name: str, tmp_path: Path) -> None:
+    """To the places that a dtype keeps: a time k dt in it is step k, and no event moves to a neighbour."""
+    t, dt, steps = GRIDS[name]
+    np.savez(tmp_path / "r.npz", x=np.zeros(len(t), int), t=t)
+    x, _ = load(tmp_path / "r.npz", Wanted("in", (1,), dt))
+    assert x.shape == (1, max(steps) + 1, 1)
+    np.testing.assert_array_equal(x[0:1].ravel(), np.bincount(steps))
+
+
+@pytest.mark.parametrize("own", [5e-4, [5e-4], [[5e-4]], np.float32(5e-4)])
+@pytest.mark.parametrize("said", [None, 1.0, 5e-4, float(np.float32(5e-4))])
+def test_a_recordings_own_step(own: Any, said: float | None, tmp_path: Path) -> None:
+    """It holds where the graph has no seconds, and then is told; else it must be the graph's."""
+    x, notes = load(recording(tmp_path / "r.npz", dt=np.array(own)), Wanted("in", MAP, said))
+    assert x.shape == (1, 6, *MAP)
+    assert {i[1] for i in np.argwhere(x[0:1])} == {0, 1, 2, 5}
+    assert ("steps 0.0005 s as its `dt` says" in notes[0]) == (said in (None, 1.0))
+
+
+@pytest.mark.parametrize("dt", [0.0, -1.0, np.nan, np.inf])
+def test_a_step_of_no_length(dt: float, tmp_path: Path) -> None:
+    refused(recording(tmp_path / "r.npz"), Wanted("in", MAP, dt), "must be positive")
+    refused(recording(tmp_path / "f.npz", t=np.arange(4.0)), Wanted("in", MAP, dt), "must be positive")
+    refused(nirdata(tmp_path / "e.h5", events([[(0, 1.0)]], 2, 3.0)), Wanted("in", (2,), dt), "must be positive")
+
+
+def test_events_are_counted_without_rows_of_places(tmp_path: Path) -> None:
+    """A sort of rows took 20 times as long and 97 bytes an event; an index of places takes 16."""
+    rng, n = np.random.default_rng(0), 300_000
+    x, t = rng.integers(0, 64, n), rng.integers(0, 50_000, n)
+    np.savez(tmp_path / "r.npz", x=x, t=t)
+    found, notes = load(tmp_path / "r.npz", Wanted("in", (64,), 1e-3))
+    assert f"{n} events in 50 steps, {n - 50 * 64} of them" in notes[0]
+    assert isinstance(found, Events)
+    tracemalloc.start()
+    try:
+        found.told()
+        assert tracemalloc.get_traced_memory()[1] < 40 * n
+    finally:
+        tracemalloc.stop()
+
+
+def test_events_of_samples_are_counted_apart(tmp_path: Path) -> None:
+    """The same step and neuron in two samples are two places, and so are neighbours at a row's end."""
+    data = events([[(0, 1.0), (2, 0.0), (2, 0.0)], [(0, 1.0)], [(0, 0.0), (2, 2.0)], [(0, 0.0)]], 3, 3.0)
+    _, notes = load(nirdata(tmp_path / "e.h5", data), Wanted("input", (3,), 1.0))
+    assert "7 events in 3 steps, 1 of them" in notes[0]
 
 
 def test_unfit_steps_and_formats(tmp_path: Path) -> None:

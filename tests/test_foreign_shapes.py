@@ -272,3 +272,33 @@ def test_flatten_that_counts_by_its_own_type(tmp_path: Path) -> None:
     nodes = {**ends([2, 4, 3]), "f": flat, "n": part(nir.Threshold(np.array(0.5)))}
     graph, told = load(tmp_path, nodes, line("in", "f", "n", "out"))
     assert "count a batch axis" in told and graphs.check(graph, 1.0, "euler").shapes["n"] == (24,)
+
+
+# --- what is declared wrongly behind an oblong kernel, and only there
+
+OBLONG = R.conv(2, 2, (3, 1))
+
+
+def oblong(size: Any, out: Any, *, matrix: bool = False) -> tuple[Tree, Any]:
+    nodes = {**ends([2, 8, 10], out), "c": part(OBLONG, input_shape=size), "n": part(nir.Threshold(np.array(0.5)))}
+    if not matrix:
+        return nodes, line("in", "c", "n", "out")
+    nodes |= {"f": part(nir.Flatten({"input": np.array([2, 6, 10])}, 0, -1)), "w": part(R.affine(120, 5))}
+    return nodes, line("in", "c", "n", "f", "w", "out")
+
+
+def test_an_oblong_kernel_excuses_what_nir_infers_behind_it(tmp_path: Path) -> None:
+    graph, told = load(tmp_path, *oblong((8, 10), [2, 6, 8]))  # NIR: (2, 6, 8), for the kernel's height on both axes
+    assert graphs.check(graph, dt=1.0, integrator="euler").shapes["out"] == (2, 6, 10) and "(2, 6, 8)" in told
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        (oblong((10, 8), [2, 6, 10]), ["'in' -> 'c'", "(2, 8, 10)", "input_shape (10, 8)"]),
+        (oblong((8, 10), [7], matrix=True), ["'w' -> 'out'", "(5,)", "(7,)"]),
+    ],
+    ids=["its own input", "behind a matrix"],
+)
+def test_an_oblong_kernel_excuses_nothing_else(made: tuple[Tree, Any], words: list[str], tmp_path: Path) -> None:
+    refused(save(tmp_path / "f.nir", *made), *words)

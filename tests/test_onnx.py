@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ import onnxruntime
 import pytest
 from cases import CASES, Case
 from circuit_cases import FLOATS, WHOLE
-from int_networks import conv, neuron, provoking_cases, random_network
+from int_networks import conv, dense, neuron, provoking_cases, random_network
 from onnx import ModelProto, helper
 
 from eiexport.alphabet import BINARY, interval
 from eiexport.check import ExecutionCheck, judge
 from eiexport.graph import Network, check, stamp
 from eiexport.neurons import GatedFire
+from eiexport.nodes import lif
 from eiexport.ops import NumpyOps, Window
 from eiexport.trace import NodeResult, compare_entries
 from eiexport.tracing import Dag, TraceOps
 from targets import base
 from targets.onnx import session
 from targets.onnx.model import sequence_model, step_model, verified
-from targets.onnx.ops import Body, Constants, Lines, value_info
+from targets.onnx.ops import Body, Constants, Lines, Names, value_info
 from targets.reference import Reference
 
 NAMES = ("onnx", "onnx-step")
@@ -92,8 +94,7 @@ def evaluated(run: Callable[[Any, Any], Any], x: np.ndarray, whole: bool) -> np.
     y = run(ops, ops.input("x", x.shape[1:]))
     dag = Dag(tuple(ops.lines), (y,), ("y",)).pruned()
     dtype = np.float64 if whole else np.float32
-    body = Body(Constants(dtype))
-    body.unique("x")
+    body = Body(Constants(dtype, Names(("x", "out"))))
     made = Lines(body, whole).write(dag, {"x": "x"}, {})
     body.deliver({"out": made["y"]})
     ends = [value_info("x", dtype, ("n", *x.shape[1:]))], [value_info("out", dtype, ("n", *y.shape[1:]))]
@@ -243,7 +244,8 @@ def test_file_says_what_it_is() -> None:
         said = {p.key: p.value for p in model.metadata_props}
         assert float(said["dt"]) == network.clock.dt and said["integrator"] == network.clock.integrator
         assert said["form"] == "float32" and said["latency"] == "0"
-        assert json.loads(said["outputs"]) == [network.sources[o][0] for o in network.outputs]
+        assert json.loads(said["outputs"]) == {o: list(network.sources[o]) for o in network.outputs}
+        assert said["input_values"] == str(network.alphabets[network.input])
         assert model.producer_name == "eiexport" and "->" in model.graph.doc_string
 
 
@@ -374,3 +376,101 @@ def test_node_that_is_called_as_a_state_is_refused(name: str) -> None:
     for target in ("onnx", "onnx-step"):
         with pytest.raises(base.Unsupported, match=f"node '{name}'.*state of 'a'.*rename it"):
             base.get(target)().check(network)
+
+
+# --- what once went wrong
+
+
+def whole_graph(nodes: dict[str, Any], edges: list[tuple[str, str]], shape: tuple[int, ...], alphabet: Any) -> Network:
+    ends = {"in": nir.Input(np.array(shape)), "out": nir.Output(output_type={"output": None})}
+    graph = nir.NIRGraph({**ends, **nodes}, edges, type_check=False)
+    return check(stamp(graph, dt=1, integrator="euler", dtype="int32"), alphabet=alphabet)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("top", [1, 1 << 14])
+def test_bias_of_a_stock_convolution_in_an_integer_network(name: str, top: int) -> None:
+    """An IntConv adds its bias apart; NIR's own convolution has it inside, in float32 and as a product of matrices."""
+    weight = np.random.default_rng(0).integers(-90, 90, (2, 1, 2, 2)).astype(float)
+    nodes = {
+        "c": nir.Conv2d((3, 3), weight, 1, 0, 1, 1, np.array([40.0, -30.0])),
+        "n": neuron((2, 2, 2), min(120 * top, 60_000)),
+    }
+    edges = [("in", "c"), ("c", "n"), ("n", "out")]
+    network = whole_graph(nodes, edges, (1, 3, 3), interval(0, top, True))
+    x = np.random.default_rng(1).integers(0, top + 1, (4, 12, 1, 3, 3))
+    assert trace_of(name, network, x).z["n"].mean() not in (0, 1)
+    assert differences(name, network, x)[1] == 0
+
+
+ODD_NAMES = ("1", "0.5", "shape_1", "shape_-1x2", "lengths/Shape", "batch", "fc.weight", "b.inner.decay", "b.driven")
+
+
+@pytest.mark.parametrize("called", [*ODD_NAMES, "in/Transpose", "é", "for", "2 b"])
+def test_nodes_may_be_called_as_constants_are(called: str) -> None:
+    half = {"decay": 0.5, "threshold": 0.5, "v_reset": -0.25}
+    nodes = {
+        "fc": nir.Affine(np.array([[1.0, 0.5], [0.5, -1.0]]), np.array([0.25, 0.0])),
+        called: lif((2,), **half),
+        "fc2": nir.Linear(np.array([[1.0, -0.5], [0.5, 1.0]])),
+        "b": lif((2,), **half, compare="ge"),
+    }
+    path = ["in", *nodes, "out"]
+    network = whole_graph(nodes, list(pairwise(path)), (2,), interval(-2, 3, True))
+    x = np.random.default_rng(3).integers(-2, 4, (3, 20, 2))
+    wanted = Reference().compile(network).run(x).z
+    assert all(0 < wanted[n].mean() < 1 for n in (called, "b"))
+    for name in NAMES:
+        for node, z in trace_of(name, network, x).z.items():
+            np.testing.assert_array_equal(z, wanted[node], err_msg=f"{name} {node}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_beyond_32_bits_leave_as_64(name: str) -> None:
+    nodes = {"d": dense(np.full((3, 3), 200), weight_exp=5, message_bits=24)}
+    network = whole_graph(nodes, [("in", "d"), ("d", "out")], (3,), interval(0, 1 << 22, True))
+    x = np.full((1, 2, 3), 1 << 22)
+    found = trace_of(name, network, x).z["d"]
+    assert found.max() > 1 << 31
+    np.testing.assert_array_equal(found, Reference().compile(network).run(x).z["d"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fractions_in_an_integer_network_are_refused(name: str) -> None:
+    li = nir.LI(np.full(3, 2.0), np.ones(3), np.zeros(3))
+    nodes = {"d": dense(2 * np.eye(3), message_bits=4), "li": li}
+    network = whole_graph(nodes, [("in", "d"), ("d", "li"), ("li", "out")], (3,), interval(0, 9, True))
+    with pytest.raises(base.Unsupported, match=r"'li' \(LI\): rule whole_values"):
+        base.get(name)().check(network)
+    with pytest.raises(base.TargetError, match="'li' sends fractions"):
+        Reference().compile(network).run(np.full((1, 3, 3), 3))
+
+
+def test_a_network_that_records_nothing_is_refused() -> None:
+    network = whole_graph({}, [("in", "out")], (3,), interval(0, 1, True))
+    with pytest.raises(base.Unsupported, match="no node is recorded"):
+        base.get("onnx")().check(network)
+
+
+@pytest.mark.parametrize("said", ["abc", "", "2,1", "-3"])
+def test_any_number_of_threads(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    case = gated()
+    np.testing.assert_array_equal(*(trace_of(n, case.network(), case.x).z["n0"] for n in NAMES))
+
+
+def test_a_model_that_onnx_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sequence_model(gated().network())
+    model.graph.node[0].op_type = "Nonsense"
+    for run in (verified, session):
+        with pytest.raises(base.TargetError, match=r"refuses the model: [^\n]+$"):
+            run(model)
+    monkeypatch.setattr("targets.onnx.model.MOST", 100)
+    with pytest.raises(base.TargetError, match="one ONNX file holds 2"):
+        verified(model)
+
+
+def test_input_that_float32_does_not_hold_is_refused() -> None:
+    case = gated()
+    with pytest.raises(base.TargetError, match=r"1e\+300.*scale it"):
+        trace_of("onnx", case.network(), np.where(case.x > 0, 1e300, 0.0))

@@ -17,10 +17,14 @@ reference in float64, shapes first, then every spike.
 
 - **equal**: no entry differs, in every convention the tool was asked in; "equal at ..." names those in which it is so.
   Outputs that are no spikes are equal within 1e-5 of the largest.
-- **3 of 96 differ**: that many entries of the output differ. A note says which one change to our reference makes them
-  all equal again, so what the tool does otherwise; without a note, none of the changes tried does.
-- **skips ...**: the node is left out in silence. **refuses**: the importer says so itself; **crashes**: it fails
-  elsewhere; **wrong shape**: runs, but not with this output shape.
+- **3 of 96 differ**: that many entries of the output differ. A note names the fewest changes to our reference that make
+  them all equal again, and so are consistent with what the tool does here; without a note, none of those tried does.
+  Inputs meet thresholds exactly on purpose: a tool that fires at `>=` differs from NIR's `>` nearly everywhere here,
+  and on inputs that never land on a threshold it would not.
+- **skips ...**: the node is left out in silence. **refuses**: reading stops with a NotImplementedError, ValueError or
+  AssertionError, whether it was meant as a refusal or not; **crashes**: with another error (the notes quote both);
+  **wrong shape**: runs, but not with this output shape. Where a note begins with `nir.read`, the tool never saw the
+  graph: the version of nir that it asks for does not read files of newer ones.
 - **varies from run to run**: each file is run four times, in processes whose objects lie in another order in memory,
   and the answers were not the same. Only what all runs agree on is told otherwise.
 
@@ -32,8 +36,8 @@ others ignore it, and are right only for files of their own dt):
 FOOT = """
 ## Running it again
 
-Peers need environments of their own (sinabs 3.1.3 asks for nir 1.0.4 or older, the others for newer ones; "newer nir"
-is sinabs with nir 1.0.8 put there by force). In each one `pip install` the versions above, then
+`make peers` does all of it. Peers need environments of their own (sinabs 3.1.3 asks for nir 1.0.4 or older, the others
+for newer ones; "newer nir" is sinabs with nir 1.0.8 put there by force). In each one `pip install` the versions above, then
 
 ```sh
 python benchmarks/support_matrix.py --python norse=ENV/bin/python --python sinabs=ENV/bin/python ... --write

@@ -15,24 +15,40 @@ import onnx
 from onnx import ModelProto, helper
 
 from eiexport import __version__
+from eiexport.alphabet import interval
 from eiexport.graph import Network
+from eiexport.integers import TOP
 from eiexport.ops import Ints
 from eiexport.steps import text
 from eiexport.tracing import Dag
-from targets.onnx.ops import Body, Constants, Lines, value_info
-from targets.traced import NEXT, advanced, driven, holds_state, stepped, stream
+from targets.base import TargetError
+from targets.onnx.ops import Body, Constants, Lines, Names, value_info
+from targets.traced import DRIVEN, NEXT, advanced, driven, holds_state, stepped, stream
 
 OPSET, IR = 18, 8  # onnxruntime reads them since 1.14
 BATCH, TIME = "batch", "time"
+MOST = 2_000_000_000  # bytes in one protobuf file
 
 
 class Form:
     """The number types of a model: inside, and at its inputs and outputs."""
 
     def __init__(self, network: Network) -> None:
-        self.whole = network.integer
+        self.network, self.whole = network, network.integer
         self.inside = np.dtype(np.float64 if self.whole else np.float32)
-        self.outside = np.dtype(np.int32 if self.whole else np.float32)
+
+    def outside(self, name: str) -> np.dtype:
+        """Of a node's output, or of a state: float32, or the integers that hold it for certain."""
+        if not self.whole:
+            return np.dtype(np.float32)
+        network, (node, _, state) = self.network, name.rpartition(".")
+        if name in network.steps:
+            a = network.alphabets[name]
+        elif state.startswith("past") and not network.steps[node].neuron:  # a delay's
+            a = network.arriving(node)
+        else:
+            a = network.alphabets[node] if state.startswith("past") else interval(-TOP - 1, TOP + 1, True)
+        return np.dtype(np.int32 if max(-a.lo, a.hi) < 1 << 31 else np.int64)
 
 
 def step_model(network: Network, **metadata: str) -> ModelProto:
@@ -41,16 +57,14 @@ def step_model(network: Network, **metadata: str) -> ModelProto:
     States are zero at the start of each sample.
     """
     form, dag = Form(network), stream(network)
-    constants = Constants(form.inside)
-    body = Body(constants)
     inputs = {n: (BATCH, *s.shape[1:]) for n, s in dag.inputs.items()}
     outputs = {_next(n, dag): (BATCH, *o.shape[1:]) for n, o in zip(dag.names, dag.outputs, strict=True)}
-    for name in (*inputs, *outputs):
-        body.unique(name)
+    body = Body(Constants(form.inside, Names((*inputs, *outputs))))
     given = {n: body.cast(n, form.inside, n) if form.whole else n for n in inputs}
     made = Lines(body, form.whole).write(dag, given, dict(network.alphabets))
-    _deliver(body, {_next(n, dag): value for n, value in made.items()}, form)
-    return _model(network, body, inputs, outputs, form, f"{_title(network)}: one time step", metadata)
+    types = {n: form.outside(n) for n in inputs} | {_next(n, dag): form.outside(n) for n in dag.names}
+    _deliver(body, {_next(n, dag): value for n, value in made.items()}, form, types)
+    return _model(network, body, inputs, outputs, form, types, f"{_title(network)}: one time step", metadata)
 
 
 def sequence_model(network: Network, probe: bool = False, **metadata: str) -> ModelProto:
@@ -67,42 +81,41 @@ class _Sequence:
     def __init__(self, network: Network, probe: bool) -> None:
         self.network, self.probe = network, probe
         self.form = Form(network)
-        self.body = Body(Constants(self.form.inside))
+        self.sent = {n: network.shapes[n] for n in network.recorded}
+        for name in network.recorded if probe else ():
+            observed = getattr(network.steps[name], "observed", ())
+            self.sent |= {f"{name}.{k}": network.shapes[name] for k in observed}
+        self.body = Body(Constants(self.form.inside, Names((network.input, *self.sent))))
         self.timed: dict[str, str] = {}
         self.folded: dict[str, str] = {}
         self.shapes: dict[str, Ints] = dict(network.shapes)
 
     def model(self, metadata: dict[str, str]) -> ModelProto:
         network, body, form = self.network, self.body, self.form
-        sent = {n: network.shapes[n] for n in network.recorded}
-        if self.probe:
-            for name in network.recorded:
-                observed = getattr(network.steps[name], "observed", ())
-                sent |= {f"{name}.{k}": network.shapes[name] for k in observed}
-        for name in (network.input, *sent):
-            body.unique(name)
         major = self._swapped(network.input, len(network.shapes[network.input]))
         self.timed[network.input] = body.cast(major, form.inside, network.input) if form.whole else major
         lengths = body.add("Shape", [self.timed[network.input]], "lengths", start=0, end=2)
         self.lengths, self.batch = lengths, body.add("Slice", [lengths, *map(body.ints, ((1,), (2,)))], "batch")
+        read = {s for came in network.sources.values() for s in came}
         for component in network.order:
             if component[0] in network.cycles:
                 self._cycle(component)
-            elif component[0] not in (network.input, *network.outputs):
+            elif component[0] != network.input and (component[0] in read or component[0] in self.sent):
                 self._node(component[0])
-        _deliver(body, {n: self._swapped(self._timed(n), len(shape)) for n, shape in sent.items()}, form)
         inputs = {network.input: (BATCH, TIME, *network.shapes[network.input])}
-        outputs = {n: (BATCH, TIME, *shape) for n, shape in sent.items()}
-        return _model(network, body, inputs, outputs, form, f"{_title(network)}: whole sequence", metadata)
+        outputs = {n: (BATCH, TIME, *shape) for n, shape in self.sent.items()}
+        types = {n: form.outside(n) for n in (*inputs, *outputs)}
+        _deliver(body, {n: self._swapped(self._timed(n), len(s)) for n, s in self.sent.items()}, form, types)
+        return _model(network, body, inputs, outputs, form, types, f"{_title(network)}: whole sequence", metadata)
 
     def _node(self, name: str) -> None:
         dag = driven(self.network, name)
         given = {s: self._folded(s) for s in dag.inputs}
         self.folded[name] = self._lines(self.body).write(dag, given, self._alphabets())[name]
         if holds_state(self.network, name):
-            drive = f"{name}.driven"
+            drive = f"{name}{DRIVEN}"
             self.shapes[drive], self.folded[drive] = tuple(dag.outputs[0].shape[1:]), self.folded.pop(name)
-            self._scan(name, stepped(self.network, name), {name: drive}, [name])
+            self._scan(name, stepped(self.network, name), {drive: drive}, [name])
 
     def _cycle(self, component: tuple[str, ...]) -> None:
         dag = advanced(self.network, component, component)
@@ -115,7 +128,7 @@ class _Sequence:
         probed = [n for n in states if self.probe and n.rpartition(".")[2] in ("v", "u")]
         shapes = {n: s.shape[1:] for n, s in dag.inputs.items()}
         zeros = [self._zeros(shapes[n], n) for n in states]
-        inner = self.body.inner()
+        inner = Body(self.body.constants)
         given = {n: inner.unique(f"{label}/step/{n}") for n in (*states, *arriving)}
         made = self._lines(inner).write(dag, given, self._alphabets())
         results = [*states, *sent, *probed]
@@ -175,10 +188,10 @@ def _next(name: str, dag: Dag) -> str:
     return f"{name}{NEXT}" if name in dag.inputs else name
 
 
-def _deliver(body: Body, outputs: dict[str, str], form: Form) -> None:
+def _deliver(body: Body, outputs: dict[str, str], form: Form, types: dict[str, np.dtype]) -> None:
     """Values as the model's outputs."""
     if form.whole:
-        outputs = {n: body.cast(value, form.outside, n) for n, value in outputs.items()}
+        outputs = {n: body.cast(value, types[n], n) for n, value in outputs.items()}
     body.deliver(outputs)
 
 
@@ -192,11 +205,12 @@ def _model(
     inputs: dict[str, Any],
     outputs: dict[str, Any],
     form: Form,
+    types: dict[str, np.dtype],
     title: str,
     metadata: dict[str, str],
 ) -> ModelProto:
     def ends(values: dict[str, Any]) -> list[Any]:
-        return [value_info(n, form.outside, shape) for n, shape in values.items()]
+        return [value_info(n, types[n], shape) for n, shape in values.items()]
 
     tensors = list(body.constants.tensors.values())
     nodes = [*body.constants.casts, *body.nodes]
@@ -213,18 +227,24 @@ def facts(network: Network, form: Form) -> dict[str, str]:
     made = dict(network.graph.metadata.get("eiexport", {}).get("provenance", {}))
     classes = text(made.pop("classes", "[]"))
     return {
-        "dt": f"{network.clock.dt:g}",
+        "dt": repr(float(network.clock.dt)),
         "integrator": network.clock.integrator,
         "form": "integer" if form.whole else "float32",
         "latency": "0",
         "input": network.input,
-        "outputs": json.dumps([network.sources[o][0] for o in network.outputs]),
+        "input_values": str(network.alphabets[network.input]),
+        "outputs": json.dumps({o: network.sources[o] for o in network.outputs}),
         "classes": classes,
         "provenance": json.dumps({k: text(v) for k, v in made.items()}, default=str),
     }
 
 
 def verified(model: ModelProto) -> ModelProto:
-    """The model, after onnx's own full check: types and shapes inferred. Raises onnx.checker.ValidationError."""
-    onnx.checker.check_model(model, full_check=True)
+    """The model, after onnx's own full check: types and shapes inferred. Raises TargetError."""
+    if (size := model.ByteSize()) > MOST:
+        raise TargetError(f"the model takes {size / 1e9:.1f} GB, and one ONNX file holds 2: train a narrower network")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise TargetError(f"onnx's checker refuses the model: {' '.join(str(e).split())[:300]}") from e
     return model

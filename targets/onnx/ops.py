@@ -22,11 +22,25 @@ FLOAT32_WHOLE = 1 << 24
 EXPONENTS = np.arange(-126, 128)  # of the powers of two that float32 holds in full
 
 
+class Names:
+    """Every name of a model, its inputs' and outputs' first: ONNX has one room for values and constants."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+
+    def unique(self, name: str) -> str:
+        found, k = name, 1
+        while found in self._taken:
+            found, k = f"{name}_{k}", k + 1
+        self._taken.add(found)
+        return found
+
+
 class Constants:
     """The initializers of a model, each stored once, whole numbers in the narrowest type that holds them."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: Any, names: Names) -> None:
+        self.dtype, self.names = np.dtype(dtype), names
         self.tensors: dict[str, TensorProto] = {}
         self.casts: list[NodeProto] = []
         self._known: dict[tuple[str, Ints, bytes], str] = {}
@@ -36,15 +50,13 @@ class Constants:
         wide = np.asarray(a, dtype or self.dtype)
         key = (wide.dtype.str, wide.shape, wide.tobytes())
         if key not in self._known:
-            name, k = label or "constant", 1
-            while name in self.tensors:
-                name, k = f"{label}.{k}", k + 1
+            name = self.names.unique(label or "constant")
             held = _narrow(wide) if self.dtype == np.float64 and wide.dtype.kind == "f" else wide
             self.tensors[name] = numpy_helper.from_array(np.ascontiguousarray(held).reshape(held.shape), name)
             if held.dtype != wide.dtype:
-                to = helper.np_dtype_to_tensor_dtype(wide.dtype)
-                self.casts.append(helper.make_node("Cast", [name], [f"{name}/wide"], name=f"{name}/wide", to=to))
-                name = f"{name}/wide"
+                to, stored = helper.np_dtype_to_tensor_dtype(wide.dtype), name
+                name = self.names.unique(f"{name}/wide")
+                self.casts.append(helper.make_node("Cast", [stored], [name], name=name, to=to))
             self._known[key] = name
         return self._known[key]
 
@@ -58,22 +70,13 @@ def _narrow(a: np.ndarray) -> np.ndarray:
 
 
 class Body:
-    """The nodes of one graph, and of one scan's body: names are unique in the whole model."""
+    """The nodes of one graph, or of a scan's body; it sees the constants."""
 
-    def __init__(self, constants: Constants, names: set[str] | None = None) -> None:
+    def __init__(self, constants: Constants) -> None:
         self.constants, self.nodes = constants, list[NodeProto]()
-        self._names = set() if names is None else names
-
-    def inner(self) -> Body:
-        """A body within this graph; it sees the constants."""
-        return Body(self.constants, self._names)
 
     def unique(self, name: str) -> str:
-        found, k = name, 1
-        while found in self._names:
-            found, k = f"{name}_{k}", k + 1
-        self._names.add(found)
-        return found
+        return self.constants.names.unique(name)
 
     def add(self, op: str, inputs: Iterable[str], label: str, **attributes: Any) -> str:
         """One node with one result, whose name begins with `label`."""
@@ -226,8 +229,12 @@ class Lines:
         rows = float(np.abs(w).reshape(len(w), -1).sum(1).max())
         if self.bound is not None and rows * self.bound < FLOAT32_WHOLE:
             y = self._conv(self.body.cast(self.value(x), np.float32, label), w, weight.label, window, None, np.float32)
-            return self.body.cast(y, self.dtype, label)
-        return self._product(x, weight, window)
+            y = self.body.cast(y, self.dtype, label)
+        else:
+            y = self._product(x, weight, window)
+        if bias is None:
+            return y
+        return self.add(y, self.body.constants.name(bias.args[0].reshape(-1, *[1] * (w.ndim - 2)), bias.label))
 
     def _conv(self, x: Any, w: np.ndarray, label: str, window: Window, bias: Line | None, dtype: Any) -> str:
         more = [] if bias is None else [self.body.constants.name(np.ravel(bias.args[0]), bias.label, dtype)]
