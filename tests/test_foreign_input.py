@@ -366,3 +366,16 @@ def test_truncated_nirdata(tmp_path: Path) -> None:
     refused(path, Wanted("input", (2,), 1.0), "idx, time")
     path.write_bytes(path.read_bytes()[:600])
     refused(path, Wanted("input", (2,), 1.0), "not readable")
+
+
+@pytest.mark.parametrize(
+    "dtype,dt,told", [("f4", 1e-4, True), ("f4", float(np.float32(1e-4)), False), ("f8", 1e-4, False)]
+)
+def test_a_dt_that_float32_rounds_is_told(dtype: str, dt: float, told: bool, tmp_path: Path) -> None:
+    """snnTorch forms dt / tau in float32: at exact thresholds its spikes are those of its own dt."""
+    full = {k: np.full(2, v, dtype) for k, v in (("tau", 2e-3), ("r", 1), ("v_leak", 0), ("v_threshold", 1))}
+    nodes = {"in": nir.Input(np.array([2])), "n": nir.LIF(**full), "out": nir.Output(np.array([2]))}
+    nir.write(tmp_path / "f.nir", nir.NIRGraph(nodes, [("in", "n"), ("n", "out")]))
+    np.save(tmp_path / "x.npy", np.ones((1, 4, 2)))
+    notes = open_graph(tmp_path / "f.nir", tmp_path / "x.npy", None, dt=dt).notes
+    assert any("9.999999747378752e-05" in n for n in notes) == told
