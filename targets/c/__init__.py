@@ -13,7 +13,8 @@ from eiexport.nodes import INTEGERS, PREPARE
 from eiexport.trace import Trace
 from targets.base import Claim, Program, Target, TargetError, check_input, recorded
 from targets.c import build
-from targets.c.emit import Source, source
+from targets.c.emit import FLOAT_MAX, Source, source
+from targets.traced import verify_names
 
 
 class C(Target):
@@ -34,7 +35,7 @@ class C(Target):
         return build.version()
 
     def check(self, network: Network) -> None:
-        """Rules: file_size, int64 (every whole value is proven to fit), whole_sums and whole_values."""
+        """Rules: file_size, float32, int64 (every whole value is proven to fit), whole_sums and whole_values."""
         super().check(network)
         self._source(network)
 
@@ -47,6 +48,7 @@ class C(Target):
 
     def _source(self, network: Network) -> Source:
         if getattr(self, "_of", None) is not network:
+            verify_names(network)
             self._of, self._made = network, source(network)
         return self._made
 
@@ -93,6 +95,11 @@ class CProgram(Program):
             raise TargetError(
                 f"target 'c': a register may overflow after {made.steps:,} steps, the input has {x.shape[1]:,}; "
                 "use a decay of the current, or a smaller weight_exp"
+            )
+        if made.given.kind == "float" and max(x.max(), -x.min()) > FLOAT_MAX:
+            raise TargetError(
+                f"target 'c' computes in float32, which holds no more than {FLOAT_MAX:.3g}; the input reaches "
+                f"{max(x.max(), -x.min()):.3g}: scale it, or use target 'reference'"
             )
         r = made.range
         if self.network.integer and x.size and (x.min() < r.lo or x.max() > r.hi):

@@ -26,7 +26,10 @@ SETUP = "needs a C compiler: install gcc or clang (Debian: apt-get install gcc),
 def compiler() -> tuple[str, ...]:
     """The command of the C compiler, $CC first; raises EngineUnavailable where there is none."""
     if asked := os.environ.get("CC"):
-        words = tuple(shlex.split(asked))
+        try:
+            words = tuple(shlex.split(asked))
+        except ValueError as e:
+            raise EngineUnavailable(f"target 'c': CC is {asked!r}, which is no command ({e}); correct it") from None
         if not words or shutil.which(words[0]) is None:
             raise EngineUnavailable(f"target 'c': CC names {asked!r}, which is no program; unset it or correct it")
         return words
@@ -38,8 +41,9 @@ def compiler() -> tuple[str, ...]:
 
 def version() -> str:
     """First line of what the compiler says of itself."""
-    done = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False)
-    return (done.stdout.splitlines() or [compiler()[0]])[0]
+    command = compiler()
+    told = _started([*command, "--version"]).stdout.decode(errors="replace")
+    return (told.splitlines() or command)[0]
 
 
 def driver(source: Source) -> str:
@@ -63,13 +67,15 @@ class Library:
     """Sources compiled into one library, which lies in a folder of its own as long as this object lives."""
 
     def __init__(self, sources: Sequence[Source], flags: Sequence[str] = FLAGS) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="eiexport-c-")
-        folder = Path(self._folder.name)
-        lines = []
-        for k, s in enumerate(sources):
-            (folder / f"model{k}.c").write_text(s.text)
-            lines += [f'#include "model{k}.c"', driver(s)]
-        (folder / "driver.c").write_text("\n".join(lines))
+        lines = [line for k, s in enumerate(sources) for line in (f'#include "model{k}.c"', driver(s))]
+        texts = {**{f"model{k}.c": s.text for k, s in enumerate(sources)}, "driver.c": "\n".join(lines)}
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="eiexport-c-")
+            folder = Path(self._folder.name)
+            for name, text in texts.items():
+                (folder / name).write_text(text)
+        except OSError as e:
+            raise EngineUnavailable(f"target 'c': no folder to compile in ({e}); set TMPDIR to one") from None
         made = folder / "model.so"
         run([*compiler(), *flags, "-shared", "-fPIC", str(folder / "driver.c"), "-o", str(made), "-lm"])
         try:
@@ -92,9 +98,16 @@ class Library:
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
     """A compiler's run; raises EngineUnavailable with its first error."""
-    done = subprocess.run(list(command), capture_output=True, check=False, **options)
+    done = _started(command, **options)
     if done.returncode:
         told = done.stderr.decode(errors="replace")
         lines = [t for t in told.splitlines() if "error" in t] or told.splitlines() or ["no message"]
         raise EngineUnavailable(f"target 'c': {command[0]} failed ({done.returncode}): {lines[0]}")
     return done
+
+
+def _started(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(list(command), capture_output=True, check=False, **options)
+    except (OSError, ValueError) as e:
+        raise EngineUnavailable(f"target 'c': {command[0]} cannot be started ({e}); correct CC or unset it") from None

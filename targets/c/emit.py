@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from targets.c.ranges import Found, Range, RangeOps, infer
 from targets.traced import stream
 
 MOST = 1 << 23  # entries of constants: a compiler takes about 3 seconds and 200 MB a million
+FLOAT_MAX = float(np.finfo(np.float32).max)
 HELD = 2.0**62  # what is computed in int64_t stays below
 INPUTS = (32, 16, 8)  # bits tried for an input of which nothing is known
 
@@ -61,7 +63,7 @@ static T N(T x, T top) {
     return x - 2 * top * floor_F((x + top) / (2 * top));
 }"""
 }
-RESERVED = tuple(f"ei_{h}{s}" for h in HELPERS for s in ("", "_64"))
+FUNCTIONS = ("reset", "step", "run")  # NAME_run: of the driver that compares it
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,29 @@ def source(network: Network, name: str = "model", probe: bool = False, prefix: s
     probe: with registers that nothing reads. prefix: of every identifier, where files share a translation unit.
     """
     form = Form(network.integer)
-    dag = folded(stream(network), NumpyOps(np.float64 if form.integer else np.float32))
+    dag = stream(network)
+    if not form.integer:
+        _verify_floats(dag)
+    dag = folded(dag, NumpyOps(np.float64 if form.integer else np.float32))
     entries = sum(np.size(n.args[0]) for n in dag.lines if n.op == "const")
     if entries > MOST:
         raise Unsupported(f"target 'c': rule file_size: {entries:,} constants, limit {MOST:,}; use another target")
     dag = dag if probe else live(dag)
     given, found = _ranges(network, dag, form)
-    names = Names(prefix, tuple(prefix + n for n in (f"{name}_reset", f"{name}_step", *RESERVED)))
+    names = Names(prefix, tuple(f"{prefix}{name}_{f}" for f in FUNCTIONS))
     plan = Plan(dag, found, form, names)
     return _File(network, plan, prefix + name, given).source()
+
+
+def _verify_floats(dag: Dag) -> None:
+    for line in dag.lines:
+        if line.op == "const":
+            a = np.abs(np.asarray(line.args[0], np.float64))
+            reach = a[np.isfinite(a)].max(initial=0.0)
+            if reach > FLOAT_MAX:
+                raise Unsupported(
+                    f"target 'c': rule float32: {line.label} reaches {reach:.3g}, limit {FLOAT_MAX:.3g}; scale it"
+                )
 
 
 def _ranges(network: Network, dag: Dag, form: Form) -> tuple[Range, Found]:
@@ -142,8 +158,8 @@ class _File:
         self.results = {
             n: Store(plan.names.make(f"out.{n}"), s.kind, s.size) for n, s in plan.outputs.items() if n in ends
         }
-        used = list(plan.places.values())
-        self.alone = {n: k for n, k in plan.places.items() if used.count(k) == 1}
+        used = Counter(plan.places.values())
+        self.alone = {n: k for n, k in plan.places.items() if used[k] == 1}
 
     def source(self) -> Source:
         body = self._step()  # first: it finds the constants and helpers
@@ -165,12 +181,12 @@ class _File:
     def _head(self, memory: dict[str, int]) -> str:
         network, plan = self.network, self.plan
         form = "whole numbers, as on the other integer engines to the bit" if plan.form.integer else "float32"
-        a = network.alphabets[network.input]
+        a, dt = network.alphabets[network.input], repr(float(network.clock.dt)).removesuffix(".0")
         taken = str(a) if a.discrete else f"[{self.given.lo:.0f}, {self.given.hi:.0f}]" if plan.form.integer else "real"
         lines = [
             f"{self.name}: a spiking network of {len(network.graph.nodes)} nodes as one C99 file, made by eiexport.",
             "",
-            f"time step   dt = {network.clock.dt:g}, integrator {network.clock.integrator}",
+            f"time step   dt = {dt}, integrator {network.clock.integrator}",
             f"numbers     {form}",
             f"input       {_shape(network.shapes[network.input])} {self.input.kind}, {taken}, in C order",
         ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eiexport.ops import Ints
 from eiexport.tracing import Line, Symbol
-from targets.c.plan import DTYPES, Block, size_of
+from targets.c.plan import DTYPES, LOCAL, Block, size_of
 
 if TYPE_CHECKING:
     from targets.c.loops import Writer
@@ -95,7 +95,7 @@ class Loop:
         hint = HINT.get(line.op, "t")
         if line.op == "input":
             hint = line.args[0].rpartition(".")[2]
-            hint = hint if hint.isascii() and hint.isalnum() and hint[0].isalpha() else "x"
+            hint = hint if line.args[0] in self.plan.states and LOCAL.fullmatch(hint) else "x"
         name, n = hint, 1
         while name in self.called:
             n += 1

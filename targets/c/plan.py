@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -24,20 +26,26 @@ DTYPES: dict[str, Any] = {
     "float": np.float32,
     "double": np.float64,
 }
-KEYWORDS = """auto break case char const continue default do double else enum extern float for goto if inline int long
-register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t ptrdiff_t main main_t wchar_t""".split()
+# Arrays are called in two words at least, or so:
+OWN = re.compile(r"in|input|work\d+")
+# All else in the file is called so: one word is a keyword, a local, an argument of a helper, or a name of the C library
+# or of POSIX, which may be a macro; then macros and types of stdint.h and others, and helpers.
+FOREIGN = re.compile(r"[A-Za-z0-9]+|[A-Z0-9_]+|\w+_t|ei_\w*")
+LOCAL = re.compile(r"[a-z]|past\d+")  # what a local may be called, before its number
 
 
 class Names:
-    """Identifiers of C from names of nodes: letters, digits and _, none twice, none that C has."""
+    """Identifiers of C from names of nodes: letters, digits and _, none twice, none that means anything else."""
 
     def __init__(self, prefix: str = "", taken: tuple[str, ...] = ()) -> None:
-        self.prefix, self._taken = prefix, {*KEYWORDS, *taken}
+        self.prefix, self._taken = prefix, {*taken}
 
     def make(self, wanted: str) -> str:
-        clean = re.sub(r"[^A-Za-z0-9]+", "_", wanted)[-40:].strip("_") or "node"
-        clean = self.prefix + (clean if clean[0].isalpha() else f"n{clean}")
+        clean = re.sub(r"[^A-Za-z0-9]+", "_", wanted)[-40:].rstrip("_")
+        clean = clean if clean[:1].isalpha() else f"n{clean}"
+        if FOREIGN.fullmatch(clean) and not OWN.fullmatch(clean):
+            clean = f"n_{clean}"
+        clean = self.prefix + clean
         name, n = clean, 1
         while name in self._taken:
             n += 1
@@ -130,9 +138,20 @@ def folded(dag: Dag, ops: NumpyOps) -> Dag:
 
 def live(dag: Dag) -> Dag:
     """Without the states that nothing reads."""
-    read = {a.index for line in dag.lines for a in line.args if isinstance(a, Symbol)}
-    ends = {o.index for o in dag.outputs}
-    dead = {n for n, s in dag.inputs.items() if s.index not in read | ends and n in dag.names}
+    ends = dict(zip(dag.names, dag.outputs, strict=True))
+    states = {s.index: n for n, s in dag.inputs.items() if n in ends}
+    uses = Counter(a.index for line in dag.lines for a in line.args if isinstance(a, Symbol))
+    uses.update(o.index for o in dag.outputs)
+    dead = {n for i, n in states.items() if not uses[i]}
+    unread = [ends[n].index for n in dead]
+    while unread:
+        i = unread.pop()
+        uses[i] -= 1
+        if not uses[i]:
+            unread += [a.index for a in dag.lines[i].args if isinstance(a, Symbol)]
+            if i in states:
+                dead.add(states[i])
+                unread.append(ends[states[i]].index)
     kept = [(n, o) for n, o in zip(dag.names, dag.outputs, strict=True) if n not in dead]
     lines: list[Line] = []
     moved: dict[int, int] = {}
@@ -143,8 +162,7 @@ def live(dag: Dag) -> Dag:
         args = (Symbol(moved[a.index], a.shape) if isinstance(a, Symbol) else a for a in line.args)
         lines.append(replace(line, args=tuple(args)))
     ends_ = tuple(Symbol(moved[o.index], o.shape) for _, o in kept)
-    made = Dag(tuple(lines), ends_, tuple(n for n, _ in kept)).pruned()
-    return live(made) if dead else made
+    return Dag(tuple(lines), ends_, tuple(n for n, _ in kept)).pruned()
 
 
 @dataclass
@@ -199,11 +217,13 @@ class Plan:
         own = {n: r for n, r in self.found.states.items() if n in inputs}
         for name, i in inputs.items():
             kind = self.form.held(own.get(name, self.found.ranges[i]))
-            store = Store(self.names.make(name), kind, size_of(dag.lines[i].shape))
+            wanted = name if name in own or OWN.fullmatch(name) else f"in.{name}"
+            store = Store(self.names.make(wanted), kind, size_of(dag.lines[i].shape))
             self.stores[i] = [store]
             if name in own:
                 self.states[name] = store
-        copied = {r for n, r in ends.items() if r in inputs.values() and r != inputs.get(n)}
+        taken = set(inputs.values())
+        copied = {r for n, r in ends.items() if r in taken and r != inputs.get(n)}
         for name in self.states:
             r, i = ends[name], inputs[name]
             if r == i:
@@ -270,12 +290,23 @@ class Plan:
 
 
 def _ordered(copies: list[tuple[Store, int]], stores: dict[int, list[Store]]) -> list[tuple[Store, int]]:
-    """So that none is overwritten before it was copied itself."""
-    left, done = list(copies), []
-    while left:
-        sources = [stores[r][0].name for _, r in left]
-        ready = [k for k, (to, r) in enumerate(left) if to.name not in sources or stores[r][0].name == to.name]
-        if not ready:
-            raise ValueError("states that take each other's place: " + ", ".join(to.name for to, _ in left))
-        done.append(left.pop(ready[0]))
+    """So that none is overwritten before it was copied itself; else as they come."""
+    sources = [stores[r][0].name for _, r in copies]
+    left = Counter(sources)  # copies still to be made of an array
+    waiting: dict[str, list[int]] = {}
+    for k, (to, _) in enumerate(copies):
+        waiting.setdefault(to.name, []).append(k)
+    ready = [k for k, (to, _) in enumerate(copies) if to.name not in left or sources[k] == to.name]
+    seen, done = set(ready), []
+    while ready:
+        k = heappop(ready)
+        done.append(copies[k])
+        left[sources[k]] -= 1
+        if not left[sources[k]]:
+            for free in set(waiting.get(sources[k], ())) - seen:
+                seen.add(free)
+                heappush(ready, free)
+    if len(done) < len(copies):
+        stuck = (to.name for k, (to, _) in enumerate(copies) if k not in seen)
+        raise ValueError("states that take each other's place: " + ", ".join(stuck))
     return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import count, product
 from typing import Any, NamedTuple
 
@@ -204,33 +205,71 @@ def infer(dag: Dag, given: dict[str, Range], ops: RangeOps) -> Found:
     A register that may grow without end is followed up to 2^44, and the number of steps told for which that holds.
     """
     held = {n: ZERO for n in dag.inputs if n not in given}
-    ends = dict(zip(dag.names, dag.outputs, strict=True))
-    consts = [ops.const(n.args[0]) if n.op == "const" else ZERO for n in dag.lines]
+    ends = {n: o.index for n, o in zip(dag.names, dag.outputs, strict=True) if n in held}
+    limits: dict[str, int] = {}  # steps for which what a state is held in is proven
+    lines = _Lines(dag, {**given, **held}, ops)
+    moved = set(ends)  # states to look at: what they were or become is another range than a turn before
     for turn in count():
-        ranges, steps = _evaluate(dag, {**given, **held}, consts, ops), None
-        new = {n: r.join(ranges[ends[n].index]) if n in ends else r for n, r in held.items()}
-        for n, r in new.items():
+        new: dict[str, Range] = {}
+        for n in moved:
+            r = held[n].join(lines.ranges[ends[n]])
+            limits.pop(n, None)
             if r.whole and WIDEST < (reach := max(-r.lo, r.hi)) < math.inf:
                 # it grows by no more a step than it does from here, and less than 2^24 before its first turn
-                left = int((WIDEST - 2.0**24) / (reach - WIDEST))
-                steps = left if steps is None else min(steps, left)
-                new[n] = Range(-WIDEST, WIDEST, True)
-        if new == held:
-            return Found(ranges, held, steps)
-        held = {n: _widened(held[n], r) if turn > 3 else r for n, r in new.items()}
+                limits[n] = int((WIDEST - 2.0**24) / (reach - WIDEST))
+                r = Range(-WIDEST, WIDEST, True)
+            if r != held[n]:
+                new[n] = _widened(held[n], r) if turn > 3 else r
+        if not new:
+            return Found(lines.ranges, held, min(limits.values(), default=None))
+        held |= new
+        changed = lines.set(new)
+        moved = {n for i in changed for n in lines.ending.get(i, ()) if n in ends} | new.keys()
     raise AssertionError
 
 
-def _evaluate(dag: Dag, inputs: dict[str, Range], consts: list[Range], ops: RangeOps) -> list[Range]:
-    found: list[Range] = []
-    for line, value in zip(dag.lines, consts, strict=True):
-        if line.op == "input":
-            found.append(inputs[line.args[0]])
-        elif line.op == "const":
-            found.append(value)
-        else:
-            found.append(getattr(ops, line.op)(*(found[a.index] if isinstance(a, Symbol) else a for a in line.args)))
-    return found
+class _Lines:
+    """The range of each line; only what a new range of an input reaches is computed again."""
+
+    def __init__(self, dag: Dag, inputs: dict[str, Range], ops: RangeOps) -> None:
+        self.dag, self.ops, self.ranges = dag, ops, [ZERO] * len(dag.lines)
+        self.inputs = {n: s.index for n, s in dag.inputs.items()}
+        self.readers: dict[int, list[int]] = {}
+        self.ending: dict[int, list[str]] = {}  # names of the outputs that a line is
+        for n, o in zip(dag.names, dag.outputs, strict=True):
+            self.ending.setdefault(o.index, []).append(n)
+        for i, line in enumerate(dag.lines):
+            for a in {a.index for a in line.args if isinstance(a, Symbol)}:
+                self.readers.setdefault(a, []).append(i)
+            self.ranges[i] = inputs[line.args[0]] if line.op == "input" else self._range(i)
+
+    def set(self, inputs: dict[str, Range]) -> list[int]:
+        """The lines whose range changed."""
+        changed = [self.inputs[n] for n in inputs]
+        for n, r in inputs.items():
+            self.ranges[self.inputs[n]] = r
+        waiting = sorted({k for i in changed for k in self.readers.get(i, ())})
+        seen = set(waiting)
+        while waiting:
+            i = heappop(waiting)
+            r = self._range(i)
+            if r == self.ranges[i]:
+                continue
+            self.ranges[i] = r
+            changed.append(i)
+            for k in self.readers.get(i, ()):
+                if k not in seen:
+                    seen.add(k)
+                    heappush(waiting, k)
+        return changed
+
+    def _range(self, i: int) -> Range:
+        line = self.dag.lines[i]
+        if line.op == "const":
+            return self.ops.const(line.args[0])
+        args = (self.ranges[a.index] if isinstance(a, Symbol) else a for a in line.args)
+        found: Range = getattr(self.ops, line.op)(*args)
+        return found
 
 
 def _widened(old: Range, new: Range) -> Range:
