@@ -97,8 +97,8 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     ),
     "state carried over in cycles": (
         LOOP,
-        "states = {n: s.init(",
-        "states = getattr(self, 'left', None) or {n: s.init(",
+        "states = initial(",
+        "states = getattr(self, 'left', None) or initial(",
         "        for name, sent in outputs.items():",
         "        self.left = states\n        for name, sent in outputs.items():",
     ),

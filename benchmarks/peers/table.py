@@ -37,7 +37,7 @@ FOOT = """
 ## Running it again
 
 `make peers` does all of it. Peers need environments of their own (sinabs 3.1.3 asks for nir 1.0.4 or older, the others
-for newer ones; "newer nir" is sinabs with nir 1.0.8 put there by force). In each one `pip install` the versions above, then
+for newer ones; "newer nir" is sinabs with nir 1.0.8 put there by force). With the versions above in each of them,
 
 ```sh
 python benchmarks/support_matrix.py --python norse=ENV/bin/python --python sinabs=ENV/bin/python ... --write
