@@ -38,7 +38,7 @@ from targets import base
 RESULT = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "fuzz.json"
 ENOUGH = 500  # networks from which on every branch has to occur
 LIVE = 0.7  # share of the float networks whose output must not be silent
-WHOLE = ("torch", "loihi", "onnx", "c")  # targets that run integers
+WHOLE = ("torch", "loihi", "onnx", "onnx-step", "c")  # targets that run integers
 FREE = ("loihi",)  # these may refuse an integer network by a rule of their hardware
 Progress = Callable[[str, int, int], None]
 

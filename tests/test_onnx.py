@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from cases import CASES, Case
 from circuit_cases import FLOATS, WHOLE
+from float_networks import made
 from int_networks import conv, dense, neuron, provoking_cases, random_network
 from onnx import ModelProto, helper
 
@@ -474,3 +475,14 @@ def test_input_that_float32_does_not_hold_is_refused() -> None:
     case = gated()
     with pytest.raises(base.TargetError, match=r"1e\+300.*scale it"):
         trace_of("onnx", case.network(), np.where(case.x > 0, 1e300, 0.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_convolution_that_is_read_and_recorded(name: str) -> None:
+    """onnxruntime 1.31.1 fuses it into the sum behind it, and then misses its output (found by fuzzing, seed 526)."""
+    net = made(526)
+    network = net.network()
+    z = trace_of(name, network, net.x).z
+    proof = ExecutionCheck(network, "float32")
+    proof.add(net.x, z)
+    assert "z0_conv" in z and judge(proof.results, "float32") in ("equal", "explained")

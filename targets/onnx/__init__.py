@@ -93,7 +93,7 @@ def session(model: ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except OrtFail as e:
+    except (*OrtFail, RuntimeError) as e:
         raise TargetError(f"onnxruntime refuses the model: {' '.join(str(e).split())[:300]}") from e
 
 

@@ -86,7 +86,9 @@ class Body:
 
     def deliver(self, outputs: dict[str, str]) -> None:
         """Values by the names that they leave under: nodes give them these, a copy only where one leaves twice."""
-        made = {o for n in self.nodes for o in n.output}
+        read = {i for n in self.nodes for i in n.input}
+        # onnxruntime fuses a convolution into the sum behind it, and loses it where it is an output too (1.31.1)
+        made = {o for n in self.nodes for o in n.output if n.op_type != "Conv" or o not in read}
         called: dict[str, str] = {}
         for name, value in outputs.items():
             if value in made:
